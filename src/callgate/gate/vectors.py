@@ -1,0 +1,853 @@
+# SPDX-License-Identifier: MIT
+"""The vector table: which number addresses which call, who may call it, and how a call is taken back.
+
+    vector   31  30              tag_bits  tag_bits-1        0
+            +---+-------------------------+-------------------+
+            | 0 |  index, never 0 (19)    |     tag (12)      |
+            +---+-------------------------+-------------------+
+
+A table belongs to one VM. The first index and each index's first tag are random, so a driver that
+knows a vector beforehand fails at once. An index that is bound again gets its next tag; when it has
+used all its tags it retires. So no vector is ever issued twice, and what a table must remember is
+two numbers for each index, not a list of vectors.
+
+    bind()          revoke()                 drained, or time-out
+    ------> open ------------> draining ------------------------> revoked
+             |  ^               BUSY                               REVOKED, for ever
+      deny() v  | allow()
+            denied
+             DENIED
+
+All of that is one attribute, `Binding.refusal`: None while open, else what a call is answered.
+
+How a call and a revocation meet
+--------------------------------
+A call takes no lock that another vCPU's call could hold. It writes itself down in its own `Slot`,
+then looks whether it may run. A revocation closes the binding, then looks who is written down:
+
+    caller                                   revoker
+    1. slot.binding = binding    (store)     a. binding.refusal = BUSY      (store)
+    2. binding.refusal           (load)      b. slot.binding of every slot  (load)
+       None: run, else undo 1                   the binding: sleep, then look again
+
+This is Dekker's handshake: if both loads missed the other side's store, then 2 came before a, and
+b before 1. With 1 before 2 and a before b that is a circle, so it cannot be: either the call sees
+that it is refused or the revoker sees the call. The same holds, one step later, for waking up:
+
+    caller                                   revoker
+    3. slot.binding = None       (store)     c. table.drains += 1           (store)
+    4. table.drains              (load)      b. slot.binding of every slot  (load)
+       not 0: notify, under the lock            the binding: sleep, which lets go of the lock
+
+Either the revoker sees that the call has left or the call sees that somebody waits; it then
+notifies under the lock that the revoker holds from c until it sleeps, so no wake-up is lost.
+
+The argument needs all four to lie in one order that both threads agree on. With the GIL that is
+plain: each is one bytecode, and bytecodes do not overlap. Free-threaded CPython gives it too for
+attributes in `__slots__`, which is why these classes have them: a store is a release store inside
+the object's own mutex, whose unlocking is a sequentially consistent compare-and-exchange, and that
+keeps the load after it from being done before the store is seen. That is what CPython does, not a
+promise of the language.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import secrets
+import threading
+import time
+from array import array
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from threading import Lock, get_ident
+from typing import Any
+from weakref import ReferenceType, ref
+
+from callgate.counter import Counter
+from callgate.errors import DrainTimeout, VectorError, VectorsExhausted
+from callgate.gate.abi import VECTOR_BITS, Status
+
+BUSY, DENIED, REVOKED = Status.BUSY, Status.DENIED, Status.REVOKED
+
+
+class Quota:
+    """How many calls may start in a second, and how many may run at once. Safe from any thread.
+
+    `per_second` fills a bucket that holds `burst` calls (by default one second's worth, at least
+    one); `in_flight` bounds the calls between `take` and `give`. None means without limit.
+    """
+
+    __slots__ = ("_clock", "_filled", "_lock", "_running", "_tokens", "burst", "in_flight", "rate")
+
+    rate: float | None
+    burst: float
+    in_flight: int | None
+
+    def __init__(
+        self,
+        *,
+        per_second: float | None = None,
+        burst: float | None = None,
+        in_flight: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._lock = Lock()
+        self._clock = clock
+        self._filled = clock()
+        self._tokens = math.inf
+        self._running = 0
+        self.rate = None
+        self.burst = math.inf
+        self.change(per_second=per_second, burst=burst, in_flight=in_flight)
+
+    def change(
+        self,
+        *,
+        per_second: float | None = None,
+        burst: float | None = None,
+        in_flight: int | None = None,
+    ) -> None:
+        """Put these limits in place of the old ones; calls that run go on, and still count."""
+        if per_second is not None and not per_second > 0:
+            raise VectorError(
+                f"A quota's per_second must be above 0, not {per_second}: use deny to forbid a call"
+            )
+        if burst is not None and (per_second is None or not burst >= 1):
+            raise VectorError(
+                f"A quota's burst must be at least 1 and come with per_second, not {burst}"
+            )
+        if in_flight is not None and in_flight < 1:
+            raise VectorError(
+                f"A quota's in_flight must be at least 1, not {in_flight}: use deny to forbid a call"
+            )
+        with self._lock:
+            self._fill()
+            self.rate = per_second
+            if per_second is None:
+                self.burst = math.inf
+                self._tokens = math.inf
+            else:
+                self.burst = burst if burst is not None else max(1.0, per_second)
+                self._tokens = min(self._tokens, self.burst)
+            self.in_flight = in_flight
+
+    def take(self) -> bool:
+        """Let a call start: True, and `give` must follow when it ends. False: answer BUSY."""
+        with self._lock:
+            if self.in_flight is not None and self._running >= self.in_flight:
+                return False
+            if self.rate is not None:
+                self._fill()
+                if self._tokens < 1:
+                    return False
+                self._tokens -= 1
+            self._running += 1
+            return True
+
+    def give(self) -> None:
+        """End a call that `take` let start."""
+        with self._lock:
+            self._running -= 1
+
+    def _fill(self) -> None:
+        now = self._clock()
+        if self.rate is not None:
+            self._tokens = min(self.burst, self._tokens + (now - self._filled) * self.rate)
+        self._filled = now
+
+
+class Binding:
+    """One call of one owner, bound to one vector.
+
+    `owner`, `name`, `signature` and `target` are what `bind` was given; the table does not look
+    into `target`. `refusal` is None while calls may run, else the status that they are answered;
+    only the table sets it. `quota` is None or the `Quota` to ask. `calls` counts the calls let in.
+    """
+
+    __slots__ = (
+        "_answers",
+        "calls",
+        "name",
+        "owner",
+        "quota",
+        "refusal",
+        "signature",
+        "target",
+        "vector",
+    )
+
+    def __init__(
+        self, vector: int, owner: Hashable, name: str, signature: int, target: Any
+    ) -> None:
+        self.vector = vector
+        self.owner = owner
+        self.name = name
+        self.signature = signature
+        self.target = target
+        self.refusal: Status | None = None
+        self.quota: Quota | None = None
+        self.calls = Counter()
+        self._answers: dict[Status, Counter] | None = None
+
+    def note(self, status: Status) -> None:
+        """Count an answer other than OK."""
+        answers = self._answers
+        if answers is None:
+            # One counter for each status, made at once: then no thread can replace another's.
+            answers = {each: Counter() for each in Status}
+            with _NOTING:
+                if self._answers is None:
+                    self._answers = answers
+                answers = self._answers
+        answers[status].tick()
+
+    @property
+    def refused(self) -> dict[Status, int]:
+        """How many calls were answered without the handler having run, by status."""
+        return {status: n for status, n in self._noted() if status < Status.DEVICE_ERROR}
+
+    @property
+    def errors(self) -> dict[Status, int]:
+        """How many calls reached the handler and failed there, by status."""
+        return {status: n for status, n in self._noted() if status >= Status.DEVICE_ERROR}
+
+    def _noted(self) -> list[tuple[Status, int]]:
+        counts = [(status, counter.value) for status, counter in (self._answers or {}).items()]
+        return [(status, n) for status, n in counts if n]
+
+    def __str__(self) -> str:
+        return f"{name_of(self.owner)}.{self.name}"
+
+    def __repr__(self) -> str:
+        refusal = "open" if self.refusal is None else self.refusal.name
+        return f"<Binding {self} {self.vector:#010x} {refusal}>"
+
+
+_NOTING = Lock()
+
+
+class Slot:
+    """Where a call in flight is written down: one for each frame, and one for each vCPU.
+
+    Who calls holds `lock` from before `VectorTable.enter` until after `leave`, and takes it without
+    waiting: a guest that rings one frame from two vCPUs must not stop a thread of the host.
+    `thread` is the thread in which the handler runs; whoever hands the call to another thread stores
+    that one's `get_ident()` there, so that a handler can revoke its own call.
+    """
+
+    __slots__ = ("__weakref__", "binding", "lock", "quota", "thread")
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.thread = 0
+        self.binding: Binding | None = None
+        self.quota: Quota | None = None
+
+
+class Abandoned:
+    """A call that was answered (TIMED_OUT) while its handler still runs in `thread`."""
+
+    __slots__ = ("binding", "quota", "thread")
+
+    def __init__(self, binding: Binding, thread: int, quota: Quota | None) -> None:
+        self.binding = binding
+        self.thread = thread
+        self.quota = quota
+
+
+class VectorTable:
+    """The vectors of one VM. Every method is safe from any thread.
+
+    `seed` makes the vectors the same from run to run, for tests. `index_bits` and `tag_bits` are
+    the two widths of the layout above, together at most 31. `clock` is what quotas measure by.
+    """
+
+    __slots__ = (
+        "_abandoned",
+        "_changed",
+        "_clock",
+        "_denied",
+        "_numbers",
+        "_past",
+        "_quotas",
+        "_slots",
+        "drains",
+        "live",
+    )
+
+    live: dict[int, Binding]
+    """Bindings by vector, for the call path: `live.get(vector)`, else `judge(vector)`."""
+    drains: int
+    """How many threads wait for calls to leave. Not 0: who leaves a slot must call `wake`."""
+
+    def __init__(
+        self,
+        *,
+        seed: int | None = None,
+        index_bits: int = 19,
+        tag_bits: int = 12,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if index_bits < 1 or tag_bits < 1 or index_bits + tag_bits > VECTOR_BITS:
+            raise VectorError(
+                "A vector's index_bits and tag_bits must be at least 1 each and at most "
+                f"{VECTOR_BITS} together, not {index_bits} and {tag_bits}"
+            )
+        key = secrets.token_bytes(16) if seed is None else f"seed {seed}".encode()
+        self.live = {}
+        self.drains = 0
+        self._numbers = _Numbers(key, index_bits, tag_bits)
+        # What this table issued under other keys, before it was restored from another's state.
+        self._past: dict[bytes, _Numbers] = {}
+        self._clock = clock
+        self._changed = threading.Condition(Lock())
+        self._slots: set[ReferenceType[Slot]] = set()
+        self._abandoned: set[Abandoned] = set()
+        # Kept by name, not in the bindings: a guest that resets its device, which binds its calls
+        # again, must get neither past the filter nor a full bucket.
+        self._denied: set[tuple[Hashable, str | None]] = set()
+        self._quotas: dict[tuple[Hashable, str], Quota] = {}
+
+    # Vectors
+
+    def bind(self, owner: Hashable, name: str, signature: int, target: Any) -> Binding:
+        """Issue a vector that was never issued before. The filter and quotas set earlier apply.
+
+        Raises VectorsExhausted when there is none left.
+        """
+        with self._changed:
+            numbers = self._numbers
+            vector = numbers.next()
+            while self._past and any(past.issued(vector) for past in self._past.values()):
+                numbers.take(vector)
+                numbers.give(vector)
+                vector = numbers.next()
+            binding = Binding(vector, owner, name, signature, target)
+            if self._denied and self._denies(binding):
+                binding.refusal = DENIED
+            if self._quotas:
+                binding.quota = self._quotas.get((owner, name))
+            # Live first, issued second, and `judge` looks the other way round: no moment in
+            # between makes it call a vector revoked that is about to work.
+            self.live[vector] = binding
+            numbers.take(vector)
+            return binding
+
+    def lookup(self, vector: int) -> Binding | None:
+        """Return the binding that is live under `vector`; it may be denied or draining."""
+        return self.live.get(vector)
+
+    def bindings(self, owner: Hashable) -> list[Binding]:
+        """Return the owner's live bindings, in the order in which they were bound."""
+        with self._changed:
+            return [binding for binding in self.live.values() if binding.owner == owner]
+
+    def judge(self, vector: int) -> Status:
+        """Return what to answer a call whose vector was not found in `live`.
+
+        REVOKED if it was issued once, NO_SUCH_VECTOR if never. A vector that has become live since
+        the look-up is BUSY: the caller tries again. Never OK, so it can be answered as it is.
+        """
+        if not self._numbers.issued(vector):
+            if not any(past.issued(vector) for past in self._past.values()):
+                return Status.NO_SUCH_VECTOR
+        return BUSY if vector in self.live else REVOKED
+
+    # Calls
+
+    def slot(self) -> Slot:
+        """Return a new place for one call in flight; the table forgets it when nobody holds it."""
+        slot = Slot()
+        with self._changed:
+            self._slots.add(ref(slot, self._slots.discard))
+        return slot
+
+    def enter(self, slot: Slot, binding: Binding) -> Status | None:
+        """Begin a call in `slot`, whose lock the caller holds.
+
+        None: run the handler, then `leave`. Else the call must not run; it is already counted and
+        the slot is free again, so answer that status.
+        """
+        slot.thread = get_ident()
+        # The store, and only then the load: see the head of this file.
+        slot.binding = binding
+        refusal = binding.refusal
+        if refusal is None:
+            quota = binding.quota
+            if quota is None:
+                binding.calls.tick()
+                return None
+            if quota.take():
+                slot.quota = quota
+                binding.calls.tick()
+                return None
+            refusal = BUSY
+        slot.binding = None
+        if self.drains:
+            self.wake()
+        binding.note(refusal)
+        return refusal
+
+    def leave(self, slot: Slot) -> None:
+        """End the call in `slot`."""
+        quota = slot.quota
+        if quota is not None:
+            slot.quota = None
+            quota.give()
+        slot.binding = None
+        if self.drains:
+            self.wake()
+
+    def wake(self) -> None:
+        """Make those who wait for calls to leave look again."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def abandon(self, slot: Slot) -> Abandoned:
+        """Free `slot` while its handler still runs; `settle` must follow when the handler returns.
+
+        The call still counts as in flight, for `revoke` and `deny` and for its quota. Raises
+        VectorError if no call is in `slot`.
+        """
+        with self._changed:
+            binding = slot.binding
+            if binding is None:
+                raise VectorError("A call must be in the slot that is abandoned: it has left")
+            call = Abandoned(binding, slot.thread, slot.quota)
+            self._abandoned.add(call)
+            slot.quota = None
+            slot.binding = None
+            return call
+
+    def settle(self, call: Abandoned) -> None:
+        """End an abandoned call: its handler has returned."""
+        if call.quota is not None:
+            call.quota.give()
+        with self._changed:
+            self._abandoned.remove(call)
+            self._changed.notify_all()
+
+    # Revocation
+
+    def revoke(self, binding: Binding, *, timeout: float | None = None) -> None:
+        """Take a vector back for ever. When this returns, no call of it runs or will run.
+
+        New calls are answered BUSY while those in flight drain, then REVOKED. Calls that run in
+        the calling thread itself are not waited for: a handler may revoke its own call. Two
+        handlers that revoke each other's calls wait for each other: inside a handler, and wherever
+        the guest can cause a revocation, give a time-out.
+
+        Raises DrainTimeout after `timeout` seconds, with what still runs in `calls`. The vector is
+        revoked all the same; to wait longer, call this again.
+        """
+        with self._changed:
+            if binding.refusal is not REVOKED:
+                if self.live.get(binding.vector) is not binding:
+                    raise VectorError(f"{binding!r} must be revoked in the table that it is bound in")
+                binding.refusal = BUSY
+            self._finish([binding], timeout)
+
+    def revoke_owner(self, owner: Hashable, *, timeout: float | None = None) -> list[Binding]:
+        """Revoke all that `owner` has bound, as `revoke` does, and return it.
+
+        All of it is closed to new calls before the wait begins; `timeout` bounds the whole wait.
+        The owner's filter and quotas stay: see `forget`.
+        """
+        with self._changed:
+            closed = self._close(owner)
+            self._finish(closed, timeout)
+            return closed
+
+    def rebind(self, owner: Hashable, *, timeout: float | None = None) -> list[Binding]:
+        """Give each of the owner's calls a new vector: what a reset of the device does.
+
+        Raises DrainTimeout if old calls still run after `timeout` seconds. They have their new
+        vectors even then: see `bindings`.
+        """
+        closed: list[Binding] = []
+        bound: list[Binding] = []
+        try:
+            with self._changed:
+                closed = self._close(owner)
+                self._finish(closed, timeout)
+        finally:
+            for old in closed:
+                bound.append(self.bind(old.owner, old.name, old.signature, old.target))
+        return bound
+
+    # Filter and quotas
+
+    def deny(
+        self,
+        owner: Hashable,
+        name: str | None = None,
+        *,
+        drain: bool = True,
+        timeout: float | None = None,
+    ) -> None:
+        """Forbid the owner's call `name`, or all its calls, now and after any later bind.
+
+        When this returns, no call of it runs or starts until `allow`; with `drain` False, those in
+        flight may still run. Raises DrainTimeout after `timeout` seconds, with what still runs in
+        `calls`; the call is denied all the same. Calls of the calling thread are not waited for.
+        """
+        with self._changed:
+            self._denied.add((owner, name))
+            self._filter(owner)
+            if drain:
+                self._drain(
+                    lambda each: each.owner == owner and name in (None, each.name),
+                    f"{name_of(owner)}{'' if name is None else '.' + name} is denied",
+                    timeout,
+                )
+
+    def allow(self, owner: Hashable, name: str | None = None) -> None:
+        """Undo `deny` with the same arguments. A call runs when neither form denies it."""
+        with self._changed:
+            self._denied.discard((owner, name))
+            self._filter(owner)
+
+    def limit(
+        self,
+        owner: Hashable,
+        name: str,
+        *,
+        per_second: float | None = None,
+        burst: float | None = None,
+        in_flight: int | None = None,
+    ) -> None:
+        """Set the quota of the owner's call `name`, now and after any later bind; none if all None.
+
+        Calls that began before the call had a quota are not counted. See `Quota`. Raises
+        VectorError if a limit makes no sense.
+        """
+        with self._changed:
+            quota = self._quotas.get((owner, name))
+            if per_second is None and burst is None and in_flight is None:
+                self._quotas.pop((owner, name), None)
+                quota = None
+            elif quota is not None:
+                quota.change(per_second=per_second, burst=burst, in_flight=in_flight)
+            else:
+                quota = Quota(
+                    per_second=per_second, burst=burst, in_flight=in_flight, clock=self._clock
+                )
+                self._quotas[owner, name] = quota
+            for binding in self.live.values():
+                if binding.owner == owner and binding.name == name:
+                    binding.quota = quota
+
+    def forget(self, owner: Hashable) -> None:
+        """Drop the filter and quotas of an owner that will not bind again."""
+        with self._changed:
+            self._denied = {key for key in self._denied if key[0] != owner}
+            self._quotas = {key: value for key, value in self._quotas.items() if key[0] != owner}
+            self._filter(owner)
+
+    # Snapshot
+
+    def state(self) -> dict[str, Any]:
+        """Return what a snapshot holds, for JSON: every vector ever issued, and what is live.
+
+        Bindings that are being revoked count as revoked. The filter and the quotas are the host's,
+        not the machine's, and are not part of it. Raises VectorError if two live bindings have the
+        same owner name and name, since `restore` could not tell them apart.
+        """
+        with self._changed:
+            live = self._by_name()
+            return {
+                **self._numbers.state(),
+                "live": [
+                    {"owner": owner, "name": name, "signature": each.signature, "vector": vector}
+                    for (owner, name), each in live.items()
+                    for vector in [each.vector]
+                ],
+            }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Give each live binding the vector that `state` has for it.
+
+        Bindings are matched by owner name, name and signature, both ways. Every other vector that
+        the snapshot's table or this one ever issued is revoked. The machine must be at rest. Raises
+        VectorError, and changes nothing, if something does not match or a call is in flight.
+        """
+        with self._changed:
+            old = self._numbers
+            numbers, wanted = _parse(state, old.index_bits, old.tag_bits)
+            if self.drains or self._in_flight(lambda each: True):
+                raise VectorError("A vector table must be at rest to be restored: calls are in flight")
+            vectors = self._match(wanted)
+            pasts = {**self._past, old.key: old}
+            same = pasts.pop(numbers.key, None)
+            for vector in vectors:
+                if any(past.issued(vector) for past in pasts.values()):
+                    raise VectorError(
+                        f"Vector {vector:#010x} of the snapshot was issued by this table before: "
+                        "restore into a new machine"
+                    )
+            if old.key != numbers.key:
+                for vector in self.live:
+                    old.give(vector)
+            if same is not None:
+                numbers.absorb(same)
+            numbers.reserve(vectors)
+            self._past = pasts
+            self._numbers = numbers
+            stale = [vector for vector in self.live if vector not in vectors]
+            for vector, binding in vectors.items():
+                binding.vector = vector
+            # In place: the call path may hold on to the dict.
+            self.live.update(vectors)
+            for vector in stale:
+                del self.live[vector]
+
+    # With the lock held
+
+    def _close(self, owner: Hashable) -> list[Binding]:
+        """Close the owner's bindings that nobody else is revoking yet, and return them."""
+        closed = [
+            each for each in self.live.values() if each.owner == owner and each.refusal is not BUSY
+        ]
+        for binding in closed:
+            binding.refusal = BUSY
+        return closed
+
+    def _finish(self, bindings: list[Binding], timeout: float | None) -> None:
+        """Drain bindings that are closed, and revoke them whatever becomes of that."""
+        try:
+            names = ", ".join(map(str, bindings)) if self._slots or self._abandoned else ""
+            self._drain(bindings.__contains__, f"{names} is revoked", timeout)
+        finally:
+            for binding in bindings:
+                if binding.refusal is not REVOKED:
+                    binding.refusal = REVOKED
+                    del self.live[binding.vector]
+                    self._numbers.give(binding.vector)
+
+    def _drain(
+        self, concerns: Callable[[Binding], bool], subject: str, timeout: float | None
+    ) -> None:
+        """Sleep until no other thread runs a call that `concerns`, which is closed already."""
+        if not self._in_flight(concerns):
+            return
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self.drains += 1
+        try:
+            while calls := self._in_flight(concerns):
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise DrainTimeout(
+                        f"{subject}, but calls still run after {timeout} s: {', '.join(calls)}", calls
+                    )
+                self._changed.wait(left)
+        finally:
+            self.drains -= 1
+
+    def _in_flight(self, concerns: Callable[[Binding], bool]) -> list[str]:
+        """Name the calls of other threads that `concerns`."""
+        me = get_ident()
+        running: list[tuple[Binding, int]] = []
+        # A copy: a slot that dies takes itself out of the set, at any moment.
+        for reference in self._slots.copy() if self._slots else ():
+            slot = reference()
+            if slot is not None:
+                binding = slot.binding
+                # What was opened again (`allow` while `deny` waits) is not waited for.
+                if binding is not None and binding.refusal is not None and concerns(binding):
+                    running.append((binding, slot.thread))
+        for call in self._abandoned:
+            if call.binding.refusal is not None and concerns(call.binding):
+                running.append((call.binding, call.thread))
+        if not running:
+            return []
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        return [
+            f"{binding} in thread {names.get(thread, thread)}"
+            for binding, thread in running
+            if thread != me
+        ]
+
+    def _denies(self, binding: Binding) -> bool:
+        owner = binding.owner
+        return (owner, None) in self._denied or (owner, binding.name) in self._denied
+
+    def _filter(self, owner: Hashable) -> None:
+        for binding in self.live.values():
+            # BUSY means draining, which is stronger than denied.
+            if binding.owner == owner and binding.refusal is not BUSY:
+                binding.refusal = DENIED if self._denies(binding) else None
+
+    def _by_name(self) -> dict[tuple[str, str], Binding]:
+        found: dict[tuple[str, str], Binding] = {}
+        for binding in self.live.values():
+            if binding.refusal is not BUSY:
+                key = name_of(binding.owner), binding.name
+                if key in found:
+                    raise VectorError(
+                        f"Two live bindings are named {binding}: "
+                        "a snapshot needs an owner name for each device"
+                    )
+                found[key] = binding
+        return found
+
+    def _match(self, wanted: dict[tuple[str, str], tuple[int, int]]) -> dict[int, Binding]:
+        """Pair what the snapshot wants, (signature, vector) by name, with the live bindings."""
+        found = self._by_name()
+        for key in wanted.keys() - found.keys():
+            raise VectorError(f"The snapshot has a call {'.'.join(key)} that this machine lacks")
+        for key in found.keys() - wanted.keys():
+            raise VectorError(f"This machine has a call {'.'.join(key)} that the snapshot lacks")
+        for key, (signature, _) in wanted.items():
+            if found[key].signature != signature:
+                raise VectorError(
+                    f"The signature of {'.'.join(key)} must be {signature:#x}, as in the snapshot, "
+                    f"not {found[key].signature:#x}"
+                )
+        return {vector: found[key] for key, (_, vector) in wanted.items()}
+
+
+class _Numbers:
+    """Which vectors were issued, and which comes next.
+
+    Indices come into use one after the other, from a start that follows from `key`; so does each
+    one's first tag. `place` counts them in that order. `used[place]` tags of an index are spent,
+    from `first[place]` upwards, modulo their number. `free` holds the places whose index can be
+    bound, the one that was freed first in front.
+    """
+
+    __slots__ = (
+        "count",
+        "first",
+        "free",
+        "index_bits",
+        "key",
+        "mask",
+        "start",
+        "tag_bits",
+        "used",
+    )
+
+    def __init__(self, key: bytes, index_bits: int, tag_bits: int) -> None:
+        self.key = key
+        self.index_bits = index_bits
+        self.tag_bits = tag_bits
+        self.count = (1 << index_bits) - 1
+        self.mask = (1 << tag_bits) - 1
+        self.start = self._draw(0) % self.count
+        self.first = array("L")
+        self.used = array("L")
+        self.free: deque[int] = deque()
+
+    def _draw(self, n: int) -> int:
+        """Return the key's random number `n`. A hash, since a snapshot must outlive a Python."""
+        digest = hashlib.blake2b(n.to_bytes(8, "little"), key=self.key, digest_size=8).digest()
+        return int.from_bytes(digest, "little")
+
+    def _place(self, vector: int) -> int:
+        return ((vector >> self.tag_bits) - 1 - self.start) % self.count
+
+    def grow(self) -> None:
+        """Bring the next index into use."""
+        place = len(self.used)
+        self.first.append(self._draw(1 + place) & self.mask)
+        self.used.append(0)
+
+    def next(self) -> int:
+        """Return the vector that `take` is to take. Raises VectorsExhausted."""
+        if not self.free:
+            if len(self.used) == self.count:
+                raise VectorsExhausted(
+                    f"All {self.count} vectors' indices are bound or have used all their "
+                    f"{self.mask + 1} tags: this machine can bind no further call"
+                )
+            self.free.append(len(self.used))
+            self.grow()
+        place = self.free[0]
+        index = 1 + (self.start + place) % self.count
+        return index << self.tag_bits | (self.first[place] + self.used[place]) & self.mask
+
+    def take(self, vector: int) -> None:
+        """Mark what `next` returned as issued."""
+        self.used[self.free.popleft()] += 1
+
+    def give(self, vector: int) -> None:
+        """Let the index of a revoked vector be bound again, unless it has no tag left."""
+        place = self._place(vector)
+        if self.used[place] <= self.mask:
+            self.free.append(place)
+
+    def issued(self, vector: int) -> bool:
+        """Whether `vector`, any number, was ever issued."""
+        if not 1 <= vector >> self.tag_bits <= self.count:
+            return False
+        place = self._place(vector)
+        if place >= len(self.used):
+            return False
+        return ((vector & self.mask) - self.first[place]) & self.mask < self.used[place]
+
+    def absorb(self, other: _Numbers) -> None:
+        """Count as issued what `other`, of the same key, has issued too."""
+        for place, used in enumerate(other.used):
+            if place == len(self.used):
+                self.grow()
+            self.used[place] = max(self.used[place], used)
+
+    def reserve(self, vectors: Iterable[int]) -> None:
+        """Make `free` hold every place that can be bound, given that `vectors` are live."""
+        bound = {self._place(vector) for vector in vectors}
+        order = dict.fromkeys([*self.free, *range(len(self.used))])
+        self.free = deque(
+            place for place in order if place not in bound and self.used[place] <= self.mask
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Return all of it, for JSON."""
+        return {
+            "index_bits": self.index_bits,
+            "tag_bits": self.tag_bits,
+            "key": self.key.hex(),
+            "used": list(self.used),
+            "free": list(self.free),
+        }
+
+
+def _parse(
+    state: Mapping[str, Any], index_bits: int, tag_bits: int
+) -> tuple[_Numbers, dict[tuple[str, str], tuple[int, int]]]:
+    """Read what `VectorTable.state` wrote, which may come from a file: trust none of it."""
+    try:
+        widths = state["index_bits"], state["tag_bits"]
+        if widths != (index_bits, tag_bits):
+            raise VectorError(
+                f"A snapshot's vectors must have {index_bits} index and {tag_bits} tag bits, "
+                f"as this table's, not {widths[0]} and {widths[1]}"
+            )
+        numbers = _Numbers(bytes.fromhex(state["key"]), index_bits, tag_bits)
+        for used in state["used"]:
+            numbers.grow()
+            numbers.used[-1] = used
+        numbers.free.extend(state["free"])
+        wanted = {
+            (str(each["owner"]), str(each["name"])): (int(each["signature"]), int(each["vector"]))
+            for each in state["live"]
+        }
+        vectors = {vector for _, vector in wanted.values()}
+        sound = (
+            len(numbers.used) <= numbers.count
+            and all(used <= numbers.mask + 1 for used in numbers.used)
+            and all(0 <= place < len(numbers.used) for place in numbers.free)
+            and all(numbers.issued(vector) for vector in vectors)
+            and len({numbers._place(vector) for vector in vectors}) == len(state["live"])
+        )
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise VectorError(f"The snapshot's vectors cannot be read: {error!r}") from error
+    if not sound:
+        raise VectorError("The snapshot's vectors contradict each other: it is damaged")
+    return numbers, wanted
+
+
+def name_of(owner: object) -> str:
+    """Return the name under which messages and snapshots know an owner: its `name`, or its str."""
+    name = getattr(owner, "name", None)
+    return name if isinstance(name, str) else str(owner)

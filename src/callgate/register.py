@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: MIT
+"""Bars, registers and fields: the part of a device that a driver reads and writes.
+
+    control = Register(0x08, access="rw")
+    enable = Field(control, 0)
+    mode = Field(control, 1, 3)          # bits 1 to 3
+
+    @control.on_write
+    def changed(self, value: int) -> None: ...
+
+Access kinds, for a register and, where a field names its own, for that field's bits:
+
+    r     the guest reads; its writes are dropped
+    w     the guest writes; it reads zeros
+    rw    both
+    w1c   a 1 that the guest writes clears the bit
+    w1s   a 1 that the guest writes sets the bit
+
+In Python, `device.control` is the stored value: reading it has no side effect and runs no hook, and
+writing it ignores the access kind, as hardware behind a register does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
+
+from callgate.errors import DeclarationError
+
+if TYPE_CHECKING:
+    from callgate.device import Device
+
+Access: TypeAlias = Literal["r", "w", "rw", "w1c", "w1s"]
+ACCESSES = ("r", "w", "rw", "w1c", "w1s")
+WIDTHS = (8, 16, 32, 64)
+H = TypeVar("H", bound=Callable[..., Any])
+
+
+class Bar:
+    """A base address register: a window of `size` bytes (PCI Local Bus 3.0, 6.2.5).
+
+    `index` 0 to 5; `kind` "memory" or "io"; `width` 32 or 64 (a 64-bit BAR takes index + 1 too);
+    `size` a power of two, at least 16 for memory (at most 2 GiB in 32 bits), 4 to 256 for I/O.
+    With `ram` the window is plain memory that both sides share: `device.<name>` is its memoryview.
+
+    Accesses that no register answers go to the hooks `on_read(offset, size) -> int` and
+    `on_write(offset, size, value)` where they are given.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        size: int,
+        kind: Literal["memory", "io"] = "memory",
+        *,
+        width: Literal[32, 64] = 32,
+        prefetchable: bool = False,
+        ram: bool = False,
+    ) -> None:
+        self.name = ""
+        self.index = index
+        self.size = size
+        self.kind = kind
+        self.width = width
+        self.prefetchable = prefetchable
+        self.ram = ram
+        self.read_hook: Callable[[Any, int, int], int] | None = None
+        self.write_hook: Callable[[Any, int, int, int], None] | None = None
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Bar: ...
+    @overload
+    def __get__(self, instance: Device, owner: type) -> memoryview: ...
+    def __get__(self, instance: Device | None, owner: type) -> Bar | memoryview:
+        if instance is None:
+            return self
+        if not self.ram:
+            raise AttributeError(f"{owner.__name__}.{self.name} has no memory: declare ram=True")
+        return instance.bar_memory(self)
+
+    def on_read(self, hook: H) -> H:
+        """Use the method for reads that no register answers: (offset, size in bytes) -> value."""
+        self.read_hook = hook
+        return hook
+
+    def on_write(self, hook: H) -> H:
+        """Use the method for writes that no register takes: (offset, size in bytes, value)."""
+        self.write_hook = hook
+        return hook
+
+    def verify(self, owner: str) -> None:
+        """Raise DeclarationError when the BAR cannot exist."""
+        where = f"{owner}.{self.name}"
+        if self.kind not in ("memory", "io"):
+            raise DeclarationError(f'{where}: kind must be "memory" or "io", not {self.kind!r}')
+        if self.width not in (32, 64) or (self.kind == "io" and self.width != 32):
+            raise DeclarationError(f"{where}: width must be 32 or, for memory, 64")
+        last = 4 if self.width == 64 else 5
+        if not 0 <= self.index <= last:
+            raise DeclarationError(f"{where}: index must be 0 to {last}, not {self.index}")
+        if self.size <= 0 or self.size & (self.size - 1):
+            raise DeclarationError(f"{where}: size must be a power of two, not {self.size:#x}")
+        low, high = (4, 256) if self.kind == "io" else (16, 1 << (31 if self.width == 32 else 40))
+        if not low <= self.size <= high:
+            raise DeclarationError(
+                f"{where}: size must be {low:#x} to {high:#x} bytes, not {self.size:#x}"
+            )
+        if self.kind == "io" and (self.prefetchable or self.ram):
+            raise DeclarationError(f"{where}: an I/O BAR is neither prefetchable nor memory")
+        if self.ram and self.size < 4096:
+            raise DeclarationError(f"{where}: shared memory must be at least 4096 bytes")
+
+
+class Register:
+    """A register of `width` bits at byte `offset` of a BAR (the device's first one if not named).
+
+    `offset` is aligned to the width; `reset` is the value after a reset. Hooks: `on_read` gives the
+    value that a guest's read returns (None: the stored one); `on_write` is told the value that the
+    guest wrote, after the stored value followed the access kind.
+    """
+
+    def __init__(
+        self,
+        offset: int,
+        *,
+        width: int = 32,
+        access: Access = "rw",
+        reset: int = 0,
+        bar: Bar | None = None,
+        doc: str = "",
+    ) -> None:
+        self.name = ""
+        self.offset = offset
+        self.width = width
+        self.access = access
+        self.reset = reset
+        self.bar = bar
+        self.doc = doc
+        self.fields: list[Field] = []
+        self.read_hook: Callable[[Any], int | None] | None = None
+        self.write_hook: Callable[[Any, int], None] | None = None
+        self.mask = (1 << width) - 1 if width in WIDTHS else 0
+        self.masks: dict[str, int] = {}
+
+    @property
+    def size(self) -> int:
+        """Width in bytes."""
+        return self.width // 8
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Register: ...
+    @overload
+    def __get__(self, instance: Device, owner: type) -> int: ...
+    def __get__(self, instance: Device | None, owner: type) -> Register | int:
+        if instance is None:
+            return self
+        return instance._values[self.name]
+
+    def __set__(self, instance: Device, value: int) -> None:
+        if not 0 <= value <= self.mask:
+            raise ValueError(
+                f"{type(instance).__name__}.{self.name} must fit {self.width} bits, "
+                f"and {value:#x} does not"
+            )
+        instance._values[self.name] = int(value)
+
+    def on_read(self, hook: H) -> H:
+        """Use the method for a guest's reads: () -> value, or None for the stored value."""
+        self.read_hook = hook
+        return hook
+
+    def on_write(self, hook: H) -> H:
+        """Use the method after a guest's writes: (value that the guest wrote)."""
+        self.write_hook = hook
+        return hook
+
+    def verify(self, owner: str) -> None:
+        """Raise DeclarationError when the register cannot exist; fixes the masks of its fields."""
+        where = f"{owner}.{self.name}"
+        if self.width not in WIDTHS:
+            raise DeclarationError(
+                f"{where}: Register width must be 8, 16, 32 or 64 bits, not {self.width}"
+            )
+        if self.access not in ACCESSES:
+            raise DeclarationError(
+                f"{where}: access must be one of {', '.join(ACCESSES)}, not {self.access!r}"
+            )
+        if self.offset < 0 or self.offset % self.size:
+            raise DeclarationError(
+                f"{where}: offset must be a multiple of its {self.size} bytes, not {self.offset:#x}"
+            )
+        if not 0 <= self.reset <= self.mask:
+            raise DeclarationError(
+                f"{where}: reset must fit {self.width} bits, and {self.reset:#x} does not"
+            )
+        self.masks = dict.fromkeys(ACCESSES, 0)
+        self.masks[self.access] = self.mask
+        taken = 0
+        for field in self.fields:
+            field.verify(owner)
+            if taken & field.mask:
+                raise DeclarationError(
+                    f"{owner}.{field.name} must not share bits with another field of {self.name}"
+                )
+            taken |= field.mask
+            for access in self.masks:
+                self.masks[access] &= ~field.mask
+            self.masks[field.access] |= field.mask
+
+    # The guest's side. `mask` says which bits of the register the access covers.
+
+    def guest_read(self, device: Device) -> int:
+        """What a guest reads; runs the hook."""
+        value = device._values[self.name]
+        if self.read_hook is not None:
+            answer = self.read_hook(device)
+            if answer is not None:
+                if not 0 <= answer <= self.mask:
+                    raise ValueError(
+                        f"{type(device).__name__}.{self.name}: its on_read hook must return "
+                        f"{self.width} bits, and {answer:#x} does not fit"
+                    )
+                value = answer
+        return value & ~self.masks["w"]
+
+    def guest_write(self, device: Device, value: int, mask: int) -> None:
+        """Store by access kind what a guest wrote; runs the hook."""
+        masks = self.masks
+        old = device._values[self.name]
+        plain = (masks["rw"] | masks["w"]) & mask
+        new = old & ~plain | value & plain
+        new &= ~(value & masks["w1c"] & mask)
+        new |= value & masks["w1s"] & mask
+        device._values[self.name] = new
+        if self.write_hook is not None:
+            keep = masks["rw"] & ~mask
+            self.write_hook(device, value & mask | old & keep)
+
+
+class Field:
+    """Bits `low` to `high` (both included; one bit if `high` is left out) of a register.
+
+    `access` is the register's own if not given. `device.<name>` reads and writes the bits.
+    """
+
+    def __init__(
+        self,
+        register: Register,
+        low: int,
+        high: int | None = None,
+        *,
+        access: Access | None = None,
+        doc: str = "",
+    ) -> None:
+        self.name = ""
+        self.register = register
+        self.low = low
+        self.high = low if high is None else high
+        self.access: Access = access or register.access
+        self.doc = doc
+        self.mask = ((1 << max(self.high + 1 - low, 0)) - 1) << max(low, 0)
+        register.fields.append(self)
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Field: ...
+    @overload
+    def __get__(self, instance: Device, owner: type) -> int: ...
+    def __get__(self, instance: Device | None, owner: type) -> Field | int:
+        if instance is None:
+            return self
+        return (instance._values[self.register.name] & self.mask) >> self.low
+
+    def __set__(self, instance: Device, value: int) -> None:
+        if value < 0 or (int(value) << self.low) & ~self.mask:
+            raise ValueError(
+                f"{type(instance).__name__}.{self.name} must fit {self.high + 1 - self.low} bits, "
+                f"and {value:#x} does not"
+            )
+        old = instance._values[self.register.name]
+        instance._values[self.register.name] = old & ~self.mask | int(value) << self.low
+
+    def verify(self, owner: str) -> None:
+        """Raise DeclarationError when the bits are not inside the register."""
+        if not 0 <= self.low <= self.high < self.register.width:
+            raise DeclarationError(
+                f"{owner}.{self.name}: bits {self.low} to {self.high} must lie in the "
+                f"{self.register.width} bits of {self.register.name}, low first"
+            )
+        if self.access not in ACCESSES:
+            raise DeclarationError(
+                f"{owner}.{self.name}: access must be one of {', '.join(ACCESSES)}, "
+                f"not {self.access!r}"
+            )

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: MIT
+"""Bugs in a device model: the user's own traceback, without our frames."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from pathlib import Path
+
+_PACKAGE = str(Path(__file__).resolve().parent)
+_log = logging.getLogger("callgate.device")
+
+
+def user_traceback(error: BaseException) -> str:
+    """The traceback of `error` from the first frame outside this package on; whole if there is none.
+
+    Frames of the package that lie below the user's (a register's setter, say) are left out too.
+    """
+    shown = traceback.TracebackException.from_exception(error)
+    frames = [frame for frame in shown.stack if not _is_ours(frame.filename)]
+    if frames:
+        shown.stack = traceback.StackSummary.from_list(frames)
+    return "".join(shown.format()).rstrip()
+
+
+def _is_ours(filename: str) -> bool:
+    ours = filename.startswith((_PACKAGE, "<callgate "))
+    return ours and not filename.startswith(str(Path(_PACKAGE, "devices")))
+
+
+def report_bug(where: str, error: BaseException) -> None:
+    """Log a model's exception, naming device and register or call; the guest goes on."""
+    _log.error("%s: the device model raised\n%s", where, user_traceback(error))
