@@ -8,28 +8,27 @@ the readers' own steps. Readers are rare; they share one lock.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import count
 from threading import Lock
+from typing import TYPE_CHECKING
 
 _READING = Lock()
 
+if TYPE_CHECKING:
+    _Count = count[int]
+else:
+    _Count = count
 
-class Counter:
-    """Counts calls of `tick()`, which costs what a call of a C function costs and needs no lock."""
 
-    __slots__ = ("_reads", "tick")
+class Counter(_Count):
+    """Counts the calls of `next(counter)`, none of which needs a lock. Starts at 0."""
 
-    tick: Callable[[], int]
-
-    def __init__(self) -> None:
-        self.tick = count().__next__
-        self._reads = 0
+    _reads = 0
 
     @property
     def value(self) -> int:
-        """How many ticks there were, exactly, not counting the readers' own."""
+        """How often others called `next`, exactly."""
         with _READING:
-            value = self.tick() - self._reads
+            value = next(self) - self._reads
             self._reads += 1
         return value

@@ -172,6 +172,8 @@ class Device:
     faults: Faults
     """What guests did wrong, counted."""
     lock: threading.RLock
+    _plug: Plug | None
+    _timers: list[Timer]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -185,8 +187,8 @@ class Device:
         self._values = {register.name: register.reset for register in cls.spec.registers}
         self.faults = Faults(cls.spec.name)
         self.lock = threading.RLock()
-        self._plug: Plug | None = None
-        self._timers: list[Timer] = []
+        self._plug = None
+        self._timers = []
         return self
 
     def __str__(self) -> str:
@@ -413,7 +415,9 @@ def _verify(cls: type[Device]) -> DeviceSpec:
     for register in registers:
         register.verify(owner)
         if register.bar is not None and register.bar not in bars:
-            raise DeclarationError(f"{owner}.{register.name}: its bar must be declared in the class")
+            raise DeclarationError(
+                f"{owner}.{register.name}: its bar must be declared in the class"
+            )
     if registers and not bars:
         end = max(register.offset + register.size for register in registers)
         implied = Bar(0, max(PAGE, 1 << (end - 1).bit_length()))
@@ -435,7 +439,9 @@ def _verify(cls: type[Device]) -> DeviceSpec:
     for register in registers:
         bar = register.bar or bars[0]
         if bar.ram:
-            raise DeclarationError(f"{owner}.{register.name} must not lie in {bar.name}: it is memory")
+            raise DeclarationError(
+                f"{owner}.{register.name} must not lie in {bar.name}: it is memory"
+            )
         if register.offset + register.size > bar.size:
             raise DeclarationError(
                 f"{owner}.{register.name} must end inside the {bar.size:#x} bytes of {bar.name}, "
@@ -502,10 +508,12 @@ def _verify_numbers(cls: type[Device], owner: str) -> None:
     need("class_code", cls.class_code, 24)
     need("revision", cls.revision, 8)
     need("version", cls.version, 32)
-    if not isinstance(cls.frames, int) or not 1 <= cls.frames <= 1024:
+    need("frames", cls.frames, 16)
+    need("frame_size", cls.frame_size, 32)
+    if not 1 <= cls.frames <= 1024:
         raise DeclarationError(f"{owner}.frames must be 1 to 1024, not {cls.frames!r}")
     size = cls.frame_size
-    if not isinstance(size, int) or size < MIN_FRAME_SIZE or size & (size - 1) or size > 1 << 20:
+    if size < MIN_FRAME_SIZE or size & (size - 1) or size > 1 << 20:
         raise DeclarationError(
             f"{owner}.frame_size must be a power of two from {MIN_FRAME_SIZE} to 1 MiB, not {size!r}"
         )

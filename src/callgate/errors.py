@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: MIT
 """What callgate raises. Every message is a sentence: what must hold, and what to do.
 
-    CallgateError
-     +- DeclarationError        a class body is wrong
-     +- BackendError            a backend or platform is unknown or lacks something
-     +- LoadError               a device file or an ELF file cannot be loaded
-     +- GuestError              the guest stopped in a way that it should not
-     |   +- BudgetError         it used up its budget of instructions or time
-     +- DmaError                an address range that the guest's memory map does not allow
-     +- VectorError             a vector table was asked for what it cannot do
-     |   +- VectorsExhausted    every vector was issued once
-     |   +- DrainTimeout        calls are still in flight (.calls)
-     +- CallError               a call was not answered with OK (.status)
-         +- NoSuchVector, Revoked, BadCount, BadValue, BadBuffer, BadFrame, Denied, Busy
-         +- DeviceError         the device refused on purpose (.code)
-         +- DeviceFault, TimedOut
+CallgateError
+ +- DeclarationError        a class body is wrong
+ +- BackendError            a backend or platform is unknown or lacks something
+ +- LoadError               a device file or an ELF file cannot be loaded
+ +- GuestError              the guest stopped in a way that it should not
+ |   +- BudgetError         it used up its budget of instructions or time
+ +- DmaError                an address range that the guest's memory map does not allow
+ +- VectorError             a vector table was asked for what it cannot do
+ |   +- VectorsExhausted    every vector was issued once
+ |   +- DrainTimeout        calls are still in flight (.calls)
+ +- CallError               a call was not answered with OK (.status)
+     +- NoSuchVector, Revoked, BadCount, BadValue, BadBuffer, BadFrame, Denied, Busy
+     +- DeviceError         the device refused on purpose (.code)
+     +- DeviceFault, TimedOut
 """
 
 from __future__ import annotations

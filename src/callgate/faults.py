@@ -24,8 +24,8 @@ class Faults:
     def note(self, kind: str, sentence: str) -> None:
         """Count a fault, and log `sentence` to `callgate.guest`.
 
-        The first fault of each `kind` is logged at level WARNING, all later ones at DEBUG. `kind` is
-        one of the host's own few words: a kind made of what the guest sent would grow without limit.
+        The first fault of each `kind` is logged at level WARNING, all later ones at DEBUG. A `kind`
+        is one of the host's own few words: made of what the guest sent, it would fill the memory.
         """
         with self._lock:
             before = self._counts.get(kind, 0)

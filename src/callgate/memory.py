@@ -12,6 +12,7 @@ not allow raises `DmaError`: a hole, a write to ROM, a range that passes 2^64.
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from mmap import mmap
@@ -94,7 +95,7 @@ class GuestMemory:
             )
         with self._changing:
             slots = sorted((*self.slots, slot), key=lambda each: each.gpa)
-            for below, above in zip(slots, slots[1:], strict=False):
+            for below, above in itertools.pairwise(slots):
                 if below.end > above.gpa:
                     raise DmaError(f"Memory slots must not overlap: {below!r} and {above!r}")
             self._replace(slots)

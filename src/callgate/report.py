@@ -8,6 +8,8 @@ import traceback
 from pathlib import Path
 
 _PACKAGE = str(Path(__file__).resolve().parent)
+_REMEMBERED = 1024
+_reported: set[tuple[str, str, int]] = set()
 _log = logging.getLogger("callgate.device")
 
 
@@ -29,5 +31,15 @@ def _is_ours(filename: str) -> bool:
 
 
 def report_bug(where: str, error: BaseException) -> None:
-    """Log a model's exception, naming device and register or call; the guest goes on."""
+    """Log a model's exception, naming device and register or call; the guest goes on.
+
+    The same bug is logged loudly once: a guest that can make a model fail must not fill the log.
+    """
+    line = error.__traceback__.tb_lineno if error.__traceback__ else 0
+    bug = (where, type(error).__name__, line)
+    if bug in _reported:
+        _log.debug("%s: the device model raised %s again", where, type(error).__name__)
+        return
+    if len(_reported) < _REMEMBERED:
+        _reported.add(bug)
     _log.error("%s: the device model raised\n%s", where, user_traceback(error))

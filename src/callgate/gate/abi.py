@@ -62,7 +62,7 @@ class Status(enum.IntEnum):
 
     text: str
 
-    def __new__(cls, value: int, text: str) -> Status:
+    def __new__(cls, value: int, text: str = "") -> Status:
         self = int.__new__(cls, value)
         self._value_ = value
         self.text = text
@@ -225,7 +225,9 @@ CAPABILITY = Layout(
         Member(0x1A, "u8", "pio_bar", "index of the I/O BAR of the pio doorbell, or 0xff"),
         Member(0x1B, "u8", "reserved", "0"),
         Member(0x1C, "u32", "pio_offset", "of the pio doorbell in that BAR, bytes"),
-        Member(0x20, "u32", "selector", "what a hypercall puts in the platform's function register"),
+        Member(
+            0x20, "u32", "selector", "what a hypercall puts in the platform's function register"
+        ),
         Member(0x24, "u16", "frame_count", "frames of the gate"),
         Member(0x26, "u16", "entry_count", "directory entries, free ones included"),
     ),
@@ -240,7 +242,9 @@ HEADER = Layout(
         Member(0x04, "u16", "version_minor", "highest ABI version offered: minor"),
         Member(0x06, "u16", "version_major", "and major"),
         Member(0x08, "u32", "features", "enum callgate_feature bits offered"),
-        Member(0x0C, "u32", "generation", "changes with every binding; odd while the host rewrites"),
+        Member(
+            0x0C, "u32", "generation", "changes with every binding; odd while the host rewrites"
+        ),
         Member(0x10, "u8", "uuid", "the device's ABI, a UUID in RFC 9562 byte order", 16),
         Member(0x20, "u32", "device_version", "of that ABI"),
         Member(0x24, "u32", "directory_offset", "from the header's start"),

@@ -56,6 +56,10 @@ RESET_DRAIN = 1.0
 
 _READY = int(FrameState.READY)
 _DONE = int(FrameState.DONE)
+# Plain numbers: an IntFlag's operators cost more than all else on a call's path.
+_ONE_WAY = int(FrameFlag.ONE_WAY)
+_INTERRUPT = int(FrameFlag.INTERRUPT)
+_UNKNOWN_FLAGS = 0xFFFF & ~(_ONE_WAY | _INTERRUPT)
 _OK = Status.OK
 _VALUES = tuple(struct.Struct(f"<{count}Q").unpack_from for count in range(MAX_VALUES + 1))
 _FEATURES = Feature.NOTIFY | Feature.CHANGE_INTERRUPT | Feature.DONE_INTERRUPT
@@ -164,9 +168,7 @@ class Gate:
         self.frame_size = self.device.frame_size
         self.frame_count = self.device.frames
         self._frames = round_up(self._texts + self._text_length, max(PAGE, self.frame_size))
-        self._bases = [
-            self._frames + index * self.frame_size for index in range(self.frame_count)
-        ]
+        self._bases = [self._frames + index * self.frame_size for index in range(self.frame_count)]
         self.ram_size = round_up(self._frames + self.frame_count * self.frame_size, PAGE)
         self.size = self.ram_size + self.doorbell_size
 
@@ -474,7 +476,7 @@ class Gate:
         results: tuple[int, ...] = ()
         try:
             binding = self.table.live.get(vector)
-            if flags & 0xFFFC:
+            if flags & _UNKNOWN_FLAGS:
                 status = self._refuse(Status.BAD_FRAME, f"frame {index} has unknown flags")
             elif binding is None or binding.target.gate is not self:
                 status = self._stale(vector, binding)
@@ -484,7 +486,7 @@ class Gate:
                 values = _VALUES[count](self.ram, base + 0x20)
                 status, code, results = self.execute(slot, binding, values, self._payloads[index])
             if results:
-                if flags & FrameFlag.ONE_WAY:
+                if flags & _ONE_WAY:
                     results = ()
                 else:
                     at = quad + 4
@@ -498,7 +500,7 @@ class Gate:
             quads[quad + 2] = code
             quads[quad + 1] = flags & 0xFFFFFF | len(results) << 24 | status << 32
             self._words[base >> 2] = _DONE
-        if flags & FrameFlag.INTERRUPT:
+        if flags & _INTERRUPT:
             self._send(Feature.DONE_INTERRUPT)
 
     def _stale(self, vector: int, binding: Binding | None) -> Status:
@@ -540,7 +542,7 @@ class Gate:
             if len(values) != target.arguments:
                 sentence = f"it takes {target.arguments} argument slots, not {len(values)}"
                 return self._decline(binding, Status.BAD_COUNT, sentence)
-            binding.calls.tick()
+            next(binding.calls)
             if deadline is None:
                 results = target.stub(values, payload)
             else:
@@ -561,7 +563,7 @@ class Gate:
             return self._decline(binding, Status.BAD_BUFFER, str(error))
         except Exception as error:
             binding.note(Status.DEVICE_FAULT)
-            report_bug(f"{binding}{values}", error)
+            report_bug(str(binding), error)
             return Status.DEVICE_FAULT, 0, ()
         finally:
             if slot.quota is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The vector table: which number addresses which call, who may call it, and how a call is taken back.
+"""The vector table: which number addresses which call, and how that is taken back.
 
     vector   31  30              tag_bits  tag_bits-1        0
             +---+-------------------------+-------------------+
@@ -8,8 +8,8 @@
 
 A table belongs to one VM. The first index and each index's first tag are random, so a driver that
 knows a vector beforehand fails at once. An index that is bound again gets its next tag; when it has
-used all its tags it retires. So no vector is ever issued twice, and what a table must remember is
-two numbers for each index, not a list of vectors.
+used all its tags it retires. So no vector is ever issued twice, and a table remembers two numbers
+for each index that it uses, not every vector that it ever issued.
 
     bind()          revoke()                 drained, or time-out
     ------> open ------------> draining ------------------------> revoked
@@ -52,6 +52,7 @@ promise of the language.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import secrets
@@ -119,7 +120,7 @@ class Quota:
             )
         if in_flight is not None and in_flight < 1:
             raise VectorError(
-                f"A quota's in_flight must be at least 1, not {in_flight}: use deny to forbid a call"
+                f"A quota's in_flight must be 1 or more, not {in_flight}: use deny to forbid a call"
             )
         with self._lock:
             self._fill()
@@ -200,7 +201,7 @@ class Binding:
                 if self._answers is None:
                     self._answers = answers
                 answers = self._answers
-        answers[status].tick()
+        next(answers[status])
 
     @property
     def refused(self) -> dict[Status, int]:
@@ -232,8 +233,8 @@ class Slot:
 
     Who calls holds `lock` from before `VectorTable.enter` until after `leave`, and takes it without
     waiting: a guest that rings one frame from two vCPUs must not stop a thread of the host.
-    `thread` is the thread in which the handler runs; whoever hands the call to another thread stores
-    that one's `get_ident()` there, so that a handler can revoke its own call.
+    `thread` is the thread in which the handler runs. Whoever hands the call to another thread
+    stores that one's `get_ident()` there, so that a handler can revoke its own call.
     """
 
     __slots__ = ("__weakref__", "binding", "lock", "quota", "thread")
@@ -265,9 +266,10 @@ class VectorTable:
 
     __slots__ = (
         "_abandoned",
-        "_changed",
         "_clock",
         "_denied",
+        "_left",
+        "_lock",
         "_numbers",
         "_past",
         "_quotas",
@@ -301,7 +303,8 @@ class VectorTable:
         # What this table issued under other keys, before it was restored from another's state.
         self._past: dict[bytes, _Numbers] = {}
         self._clock = clock
-        self._changed = threading.Condition(Lock())
+        self._lock = Lock()
+        self._left = threading.Condition(self._lock)
         self._slots: set[ReferenceType[Slot]] = set()
         self._abandoned: set[Abandoned] = set()
         # Kept by name, not in the bindings: a guest that resets its device, which binds its calls
@@ -316,23 +319,23 @@ class VectorTable:
 
         Raises VectorsExhausted when there is none left.
         """
-        with self._changed:
+        # Not `with`, which takes longer than the lock: bind and revoke are what a reset repeats.
+        self._lock.acquire()
+        try:
             numbers = self._numbers
-            vector = numbers.next()
-            while self._past and any(past.issued(vector) for past in self._past.values()):
-                numbers.take(vector)
-                numbers.give(vector)
-                vector = numbers.next()
+            vector = numbers.free.popleft() if numbers.free else numbers.fresh()
+            while self._past and any(past.spent(vector) for past in self._past.values()):
+                numbers.spend(vector)
+                vector = numbers.free.popleft() if numbers.free else numbers.fresh()
             binding = Binding(vector, owner, name, signature, target)
             if self._denied and self._denies(binding):
                 binding.refusal = DENIED
             if self._quotas:
                 binding.quota = self._quotas.get((owner, name))
-            # Live first, issued second, and `judge` looks the other way round: no moment in
-            # between makes it call a vector revoked that is about to work.
             self.live[vector] = binding
-            numbers.take(vector)
             return binding
+        finally:
+            self._lock.release()
 
     def lookup(self, vector: int) -> Binding | None:
         """Return the binding that is live under `vector`; it may be denied or draining."""
@@ -340,7 +343,7 @@ class VectorTable:
 
     def bindings(self, owner: Hashable) -> list[Binding]:
         """Return the owner's live bindings, in the order in which they were bound."""
-        with self._changed:
+        with self._lock:
             return [binding for binding in self.live.values() if binding.owner == owner]
 
     def judge(self, vector: int) -> Status:
@@ -349,17 +352,19 @@ class VectorTable:
         REVOKED if it was issued once, NO_SUCH_VECTOR if never. A vector that has become live since
         the look-up is BUSY: the caller tries again. Never OK, so it can be answered as it is.
         """
-        if not self._numbers.issued(vector):
-            if not any(past.issued(vector) for past in self._past.values()):
-                return Status.NO_SUCH_VECTOR
-        return BUSY if vector in self.live else REVOKED
+        # Without the lock, so in this order: a vector is spent before it leaves `live`.
+        if vector in self.live:
+            return BUSY
+        if self._numbers.spent(vector) or any(past.spent(vector) for past in self._past.values()):
+            return REVOKED
+        return Status.NO_SUCH_VECTOR
 
     # Calls
 
     def slot(self) -> Slot:
         """Return a new place for one call in flight; the table forgets it when nobody holds it."""
         slot = Slot()
-        with self._changed:
+        with self._lock:
             self._slots.add(ref(slot, self._slots.discard))
         return slot
 
@@ -376,11 +381,11 @@ class VectorTable:
         if refusal is None:
             quota = binding.quota
             if quota is None:
-                binding.calls.tick()
+                next(binding.calls)
                 return None
             if quota.take():
                 slot.quota = quota
-                binding.calls.tick()
+                next(binding.calls)
                 return None
             refusal = BUSY
         slot.binding = None
@@ -401,8 +406,8 @@ class VectorTable:
 
     def wake(self) -> None:
         """Make those who wait for calls to leave look again."""
-        with self._changed:
-            self._changed.notify_all()
+        with self._lock:
+            self._left.notify_all()
 
     def abandon(self, slot: Slot) -> Abandoned:
         """Free `slot` while its handler still runs; `settle` must follow when the handler returns.
@@ -410,7 +415,7 @@ class VectorTable:
         The call still counts as in flight, for `revoke` and `deny` and for its quota. Raises
         VectorError if no call is in `slot`.
         """
-        with self._changed:
+        with self._lock:
             binding = slot.binding
             if binding is None:
                 raise VectorError("A call must be in the slot that is abandoned: it has left")
@@ -424,9 +429,9 @@ class VectorTable:
         """End an abandoned call: its handler has returned."""
         if call.quota is not None:
             call.quota.give()
-        with self._changed:
+        with self._lock:
             self._abandoned.remove(call)
-            self._changed.notify_all()
+            self._left.notify_all()
 
     # Revocation
 
@@ -441,12 +446,18 @@ class VectorTable:
         Raises DrainTimeout after `timeout` seconds, with what still runs in `calls`. The vector is
         revoked all the same; to wait longer, call this again.
         """
-        with self._changed:
+        self._lock.acquire()
+        try:
             if binding.refusal is not REVOKED:
                 if self.live.get(binding.vector) is not binding:
-                    raise VectorError(f"{binding!r} must be revoked in the table that it is bound in")
+                    raise VectorError(f"{binding!r} must be revoked in the table that bound it")
                 binding.refusal = BUSY
-            self._finish([binding], timeout)
+            if self._slots or self._abandoned:
+                self._finish([binding], timeout)
+            else:
+                self._end(binding)
+        finally:
+            self._lock.release()
 
     def revoke_owner(self, owner: Hashable, *, timeout: float | None = None) -> list[Binding]:
         """Revoke all that `owner` has bound, as `revoke` does, and return it.
@@ -454,7 +465,7 @@ class VectorTable:
         All of it is closed to new calls before the wait begins; `timeout` bounds the whole wait.
         The owner's filter and quotas stay: see `forget`.
         """
-        with self._changed:
+        with self._lock:
             closed = self._close(owner)
             self._finish(closed, timeout)
             return closed
@@ -468,7 +479,7 @@ class VectorTable:
         closed: list[Binding] = []
         bound: list[Binding] = []
         try:
-            with self._changed:
+            with self._lock:
                 closed = self._close(owner)
                 self._finish(closed, timeout)
         finally:
@@ -492,19 +503,24 @@ class VectorTable:
         flight may still run. Raises DrainTimeout after `timeout` seconds, with what still runs in
         `calls`; the call is denied all the same. Calls of the calling thread are not waited for.
         """
-        with self._changed:
+        with self._lock:
             self._denied.add((owner, name))
             self._filter(owner)
+            calls = []
             if drain:
-                self._drain(
-                    lambda each: each.owner == owner and name in (None, each.name),
-                    f"{name_of(owner)}{'' if name is None else '.' + name} is denied",
-                    timeout,
+                calls = self._drain(
+                    lambda each: each.owner == owner and name in (None, each.name), timeout
                 )
+        if calls:
+            denied = f"{name_of(owner)}{'' if name is None else '.' + name}"
+            raise DrainTimeout(
+                f"{denied} is denied, but after {timeout} s calls still run: {', '.join(calls)}",
+                calls,
+            )
 
     def allow(self, owner: Hashable, name: str | None = None) -> None:
         """Undo `deny` with the same arguments. A call runs when neither form denies it."""
-        with self._changed:
+        with self._lock:
             self._denied.discard((owner, name))
             self._filter(owner)
 
@@ -522,7 +538,7 @@ class VectorTable:
         Calls that began before the call had a quota are not counted. See `Quota`. Raises
         VectorError if a limit makes no sense.
         """
-        with self._changed:
+        with self._lock:
             quota = self._quotas.get((owner, name))
             if per_second is None and burst is None and in_flight is None:
                 self._quotas.pop((owner, name), None)
@@ -540,7 +556,7 @@ class VectorTable:
 
     def forget(self, owner: Hashable) -> None:
         """Drop the filter and quotas of an owner that will not bind again."""
-        with self._changed:
+        with self._lock:
             self._denied = {key for key in self._denied if key[0] != owner}
             self._quotas = {key: value for key, value in self._quotas.items() if key[0] != owner}
             self._filter(owner)
@@ -554,14 +570,21 @@ class VectorTable:
         not the machine's, and are not part of it. Raises VectorError if two live bindings have the
         same owner name and name, since `restore` could not tell them apart.
         """
-        with self._changed:
+        with self._lock:
             live = self._by_name()
+            numbers = copy.deepcopy(self._numbers)
+            for vector in self.live.keys() - {each.vector for each in live.values()}:
+                numbers.spend(vector)
             return {
-                **self._numbers.state(),
+                **numbers.state(),
                 "live": [
-                    {"owner": owner, "name": name, "signature": each.signature, "vector": vector}
+                    {
+                        "owner": owner,
+                        "name": name,
+                        "signature": each.signature,
+                        "vector": each.vector,
+                    }
                     for (owner, name), each in live.items()
-                    for vector in [each.vector]
                 ],
             }
 
@@ -572,35 +595,35 @@ class VectorTable:
         the snapshot's table or this one ever issued is revoked. The machine must be at rest. Raises
         VectorError, and changes nothing, if something does not match or a call is in flight.
         """
-        with self._changed:
+        with self._lock:
             old = self._numbers
             numbers, wanted = _parse(state, old.index_bits, old.tag_bits)
             if self.drains or self._in_flight(lambda each: True):
-                raise VectorError("A vector table must be at rest to be restored: calls are in flight")
+                raise VectorError("Calls are in flight: a table must be at rest to be restored")
             vectors = self._match(wanted)
             pasts = {**self._past, old.key: old}
             same = pasts.pop(numbers.key, None)
             for vector in vectors:
-                if any(past.issued(vector) for past in pasts.values()):
+                if any(past.spent(vector) or vector in self.live for past in pasts.values()):
                     raise VectorError(
                         f"Vector {vector:#010x} of the snapshot was issued by this table before: "
                         "restore into a new machine"
                     )
-            if old.key != numbers.key:
-                for vector in self.live:
-                    old.give(vector)
+            stale = list(self.live)
+            for vector in stale:
+                old.spend(vector)
             if same is not None:
                 numbers.absorb(same)
-            numbers.reserve(vectors)
+            numbers.settle(vectors)
             self._past = pasts
             self._numbers = numbers
-            stale = [vector for vector in self.live if vector not in vectors]
+            # In place: the call path may hold on to the dict.
             for vector, binding in vectors.items():
                 binding.vector = vector
-            # In place: the call path may hold on to the dict.
-            self.live.update(vectors)
+                self.live[vector] = binding
             for vector in stale:
-                del self.live[vector]
+                if vector not in vectors:
+                    del self.live[vector]
 
     # With the lock held
 
@@ -616,40 +639,50 @@ class VectorTable:
     def _finish(self, bindings: list[Binding], timeout: float | None) -> None:
         """Drain bindings that are closed, and revoke them whatever becomes of that."""
         try:
-            names = ", ".join(map(str, bindings)) if self._slots or self._abandoned else ""
-            self._drain(bindings.__contains__, f"{names} is revoked", timeout)
+            calls = self._drain(bindings.__contains__, timeout)
         finally:
             for binding in bindings:
-                if binding.refusal is not REVOKED:
-                    binding.refusal = REVOKED
-                    del self.live[binding.vector]
-                    self._numbers.give(binding.vector)
+                self._end(binding)
+        if calls:
+            names = ", ".join(map(str, bindings))
+            raise DrainTimeout(
+                f"{names} is revoked, but after {timeout} s calls still run: {', '.join(calls)}",
+                calls,
+            )
 
-    def _drain(
-        self, concerns: Callable[[Binding], bool], subject: str, timeout: float | None
-    ) -> None:
-        """Sleep until no other thread runs a call that `concerns`, which is closed already."""
-        if not self._in_flight(concerns):
-            return
+    def _end(self, binding: Binding) -> None:
+        if binding.refusal is not REVOKED:
+            vector = binding.vector
+            binding.refusal = REVOKED
+            self._numbers.spend(vector)
+            del self.live[vector]
+
+    def _drain(self, concerns: Callable[[Binding], bool], timeout: float | None) -> list[str]:
+        """Sleep until no other thread runs a call that `concerns`, which is closed already.
+
+        Return what still runs after `timeout` seconds.
+        """
+        calls = self._in_flight(concerns)
+        if not calls:
+            return calls
         deadline = None if timeout is None else time.monotonic() + timeout
         self.drains += 1
         try:
             while calls := self._in_flight(concerns):
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
-                    raise DrainTimeout(
-                        f"{subject}, but calls still run after {timeout} s: {', '.join(calls)}", calls
-                    )
-                self._changed.wait(left)
+                    break
+                self._left.wait(left)
         finally:
             self.drains -= 1
+        return calls
 
     def _in_flight(self, concerns: Callable[[Binding], bool]) -> list[str]:
         """Name the calls of other threads that `concerns`."""
         me = get_ident()
         running: list[tuple[Binding, int]] = []
         # A copy: a slot that dies takes itself out of the set, at any moment.
-        for reference in self._slots.copy() if self._slots else ():
+        for reference in self._slots.copy():
             slot = reference()
             if slot is not None:
                 binding = slot.binding
@@ -711,9 +744,9 @@ class _Numbers:
     """Which vectors were issued, and which comes next.
 
     Indices come into use one after the other, from a start that follows from `key`; so does each
-    one's first tag. `place` counts them in that order. `used[place]` tags of an index are spent,
-    from `first[place]` upwards, modulo their number. `free` holds the places whose index can be
-    bound, the one that was freed first in front.
+    one's first tag. `place` counts them in that order. `tags[place]` tags of an index are spent,
+    that is revoked, from `first[place]` upwards, modulo their number. `free` holds the next vector
+    of each index that can be bound, the one that was freed first in front.
     """
 
     __slots__ = (
@@ -725,7 +758,7 @@ class _Numbers:
         "mask",
         "start",
         "tag_bits",
-        "used",
+        "tags",
     )
 
     def __init__(self, key: bytes, index_bits: int, tag_bits: int) -> None:
@@ -734,9 +767,9 @@ class _Numbers:
         self.tag_bits = tag_bits
         self.count = (1 << index_bits) - 1
         self.mask = (1 << tag_bits) - 1
-        self.start = self._draw(0) % self.count
+        self.start = 1 + self._draw(0) % self.count
         self.first = array("L")
-        self.used = array("L")
+        self.tags = array("L")
         self.free: deque[int] = deque()
 
     def _draw(self, n: int) -> int:
@@ -744,61 +777,69 @@ class _Numbers:
         digest = hashlib.blake2b(n.to_bytes(8, "little"), key=self.key, digest_size=8).digest()
         return int.from_bytes(digest, "little")
 
-    def _place(self, vector: int) -> int:
-        return ((vector >> self.tag_bits) - 1 - self.start) % self.count
+    def place(self, vector: int) -> int:
+        """Return the place of the vector's index; at or past the end of `tags` if not in use."""
+        return ((vector >> self.tag_bits) - self.start) % self.count
 
-    def grow(self) -> None:
-        """Bring the next index into use."""
-        place = len(self.used)
+    def next(self, place: int) -> int:
+        """Return the next vector of a place that has tags left."""
+        index = 1 + (self.start - 1 + place) % self.count
+        return index << self.tag_bits | (self.first[place] + self.tags[place]) & self.mask
+
+    def grow(self) -> int:
+        """Bring the next index into use, and return its place."""
+        place = len(self.tags)
+        if place == self.count:
+            raise VectorsExhausted(
+                f"All {self.count} indices of this table are bound or have used all their "
+                f"{self.mask + 1} tags: it can bind no further call"
+            )
         self.first.append(self._draw(1 + place) & self.mask)
-        self.used.append(0)
+        self.tags.append(0)
+        return place
 
-    def next(self) -> int:
-        """Return the vector that `take` is to take. Raises VectorsExhausted."""
-        if not self.free:
-            if len(self.used) == self.count:
-                raise VectorsExhausted(
-                    f"All {self.count} vectors' indices are bound or have used all their "
-                    f"{self.mask + 1} tags: this machine can bind no further call"
-                )
-            self.free.append(len(self.used))
-            self.grow()
-        place = self.free[0]
-        index = 1 + (self.start + place) % self.count
-        return index << self.tag_bits | (self.first[place] + self.used[place]) & self.mask
+    def fresh(self) -> int:
+        """Return the first vector of the next index. Raises VectorsExhausted."""
+        return self.next(self.grow())
 
-    def take(self, vector: int) -> None:
-        """Mark what `next` returned as issued."""
-        self.used[self.free.popleft()] += 1
+    def spend(self, vector: int) -> None:
+        """Mark an issued vector as revoked; its index can be bound again if it has tags left."""
+        place = ((vector >> self.tag_bits) - self.start) % self.count
+        mask = self.mask
+        first = self.first[place]
+        tags = ((vector - first) & mask) + 1
+        if tags > self.tags[place]:
+            self.tags[place] = tags
+        else:
+            # A snapshot brought the vector back after later ones of its index were issued.
+            tags = self.tags[place]
+        if tags <= mask:
+            self.free.append(vector & ~mask | (first + tags) & mask)
 
-    def give(self, vector: int) -> None:
-        """Let the index of a revoked vector be bound again, unless it has no tag left."""
-        place = self._place(vector)
-        if self.used[place] <= self.mask:
-            self.free.append(place)
-
-    def issued(self, vector: int) -> bool:
-        """Whether `vector`, any number, was ever issued."""
+    def spent(self, vector: int) -> bool:
+        """Whether `vector`, any number, was issued and revoked."""
         if not 1 <= vector >> self.tag_bits <= self.count:
             return False
-        place = self._place(vector)
-        if place >= len(self.used):
-            return False
-        return ((vector & self.mask) - self.first[place]) & self.mask < self.used[place]
+        place = self.place(vector)
+        return (
+            place < len(self.tags) and (vector - self.first[place]) & self.mask < self.tags[place]
+        )
 
     def absorb(self, other: _Numbers) -> None:
-        """Count as issued what `other`, of the same key, has issued too."""
-        for place, used in enumerate(other.used):
-            if place == len(self.used):
+        """Count as spent what `other`, of the same key, has spent too."""
+        for place, tags in enumerate(other.tags):
+            if place == len(self.tags):
                 self.grow()
-            self.used[place] = max(self.used[place], used)
+            self.tags[place] = max(self.tags[place], tags)
 
-    def reserve(self, vectors: Iterable[int]) -> None:
-        """Make `free` hold every place that can be bound, given that `vectors` are live."""
-        bound = {self._place(vector) for vector in vectors}
-        order = dict.fromkeys([*self.free, *range(len(self.used))])
+    def settle(self, live: Iterable[int]) -> None:
+        """Make `free` right, in its order, given the vectors that are live."""
+        bound = {self.place(vector) for vector in live}
+        order = dict.fromkeys([*map(self.place, self.free), *range(len(self.tags))])
         self.free = deque(
-            place for place in order if place not in bound and self.used[place] <= self.mask
+            self.next(place)
+            for place in order
+            if place not in bound and self.tags[place] <= self.mask
         )
 
     def state(self) -> dict[str, Any]:
@@ -807,7 +848,7 @@ class _Numbers:
             "index_bits": self.index_bits,
             "tag_bits": self.tag_bits,
             "key": self.key.hex(),
-            "used": list(self.used),
+            "tags": list(self.tags),
             "free": list(self.free),
         }
 
@@ -824,23 +865,23 @@ def _parse(
                 f"as this table's, not {widths[0]} and {widths[1]}"
             )
         numbers = _Numbers(bytes.fromhex(state["key"]), index_bits, tag_bits)
-        for used in state["used"]:
-            numbers.grow()
-            numbers.used[-1] = used
+        for tags in state["tags"]:
+            numbers.tags[numbers.grow()] = tags
         numbers.free.extend(state["free"])
         wanted = {
             (str(each["owner"]), str(each["name"])): (int(each["signature"]), int(each["vector"]))
             for each in state["live"]
         }
-        vectors = {vector for _, vector in wanted.values()}
+        vectors = [vector for _, vector in wanted.values()]
+        places = [numbers.place(vector) for vector in [*vectors, *numbers.free]]
         sound = (
-            len(numbers.used) <= numbers.count
-            and all(used <= numbers.mask + 1 for used in numbers.used)
-            and all(0 <= place < len(numbers.used) for place in numbers.free)
-            and all(numbers.issued(vector) for vector in vectors)
-            and len({numbers._place(vector) for vector in vectors}) == len(state["live"])
+            len(wanted) == len(state["live"])
+            and len(set(places)) == len(places)
+            and all(place < len(numbers.tags) for place in places)
+            and all(tags <= numbers.mask + 1 for tags in numbers.tags)
+            and all(0 < vector < 1 << index_bits + tag_bits for vector in vectors)
         )
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, VectorsExhausted) as error:
         raise VectorError(f"The snapshot's vectors cannot be read: {error!r}") from error
     if not sound:
         raise VectorError("The snapshot's vectors contradict each other: it is damaged")

@@ -72,7 +72,7 @@ def header() -> str:
         "\n".join(_defines()),
         *(_enum(kind, doc) for kind, doc in _ENUMS),
         "#define CALLGATE_AT(layout, member, offset) \\\n"
-        "\t_Static_assert(offsetof(struct layout, member) == (offset), #layout \".\" #member)",
+        '\t_Static_assert(offsetof(struct layout, member) == (offset), #layout "." #member)',
         *(_struct(layout) for layout in abi.LAYOUTS),
         "#undef CALLGATE_AT",
         _status_name(),
