@@ -24,8 +24,8 @@ PACKAGE = ROOT / "src" / "callgate"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {
-            "bar",
             "call",
+            "counter",
             "device",
             "errors",
             "faults",
@@ -33,6 +33,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "interrupt",
             "memory",
             "register",
+            "report",
             "timers",
             "trace",
         }

@@ -111,14 +111,16 @@ CALLGATE_REGISTER_ACCESS(64)
 
 #undef CALLGATE_REGISTER_ACCESS
 
-/* Words between shared memory and the driver's own; `length` a multiple of 4. */
+/* Words of shared memory into the driver's own; `from` and `length` are multiples of 4. */
 static inline void callgate_copy_in(void *to, const volatile uint8_t *from, unsigned int length)
 {
-	uint32_t *word = to;
 	unsigned int i;
 
-	for (i = 0; i < length / 4; i++)
-		word[i] = callgate_arch_read32(from + 4 * i);
+	for (i = 0; i < length; i += 4) {
+		uint32_t word = callgate_arch_read32(from + i);
+
+		__builtin_memcpy((uint8_t *)to + i, &word, 4);
+	}
 }
 
 /* Registers of the doorbell page. */
@@ -148,13 +150,15 @@ static inline bool callgate_gone(const struct callgate_device *dev)
 static inline bool callgate_capability_copy(uint16_t function, uint8_t at,
 					    struct callgate_capability *capability)
 {
-	uint32_t *word = (uint32_t *)(void *)capability;
 	unsigned int i;
 
 	if (at + sizeof(*capability) > 0x100)
 		return false;
-	for (i = 0; i < sizeof(*capability) / 4; i++)
-		word[i] = callgate_pci_read(function, at + 4 * i, 4);
+	for (i = 0; i < sizeof(*capability); i += 4) {
+		uint32_t word = callgate_pci_read(function, at + i, 4);
+
+		__builtin_memcpy((uint8_t *)capability + i, &word, 4);
+	}
 	return capability->signature == CALLGATE_CAPABILITY_SIGNATURE &&
 	       capability->length >= sizeof(*capability) &&
 	       capability->version_major == CALLGATE_VERSION_MAJOR;
@@ -183,10 +187,11 @@ static inline bool callgate_header_sound(const struct callgate_header *header,
 /* Agree on the version, and on those of the features `wanted` that the host has too. */
 static inline int callgate_negotiate(struct callgate_device *dev, uint32_t wanted)
 {
-	uint32_t version = CALLGATE_VERSION;
+	uint32_t version = dev->header.version_minor;
 
-	if (dev->header.version_minor < CALLGATE_VERSION_MINOR + 0)
-		version = CALLGATE_VERSION_MAJOR << 16 | dev->header.version_minor;
+	if (version > CALLGATE_VERSION_MINOR)
+		version = CALLGATE_VERSION_MINOR;
+	version |= CALLGATE_VERSION_MAJOR << 16;
 	dev->features = 0;
 	callgate_doorbell_write(dev, CALLGATE_DOORBELL_REGISTER_VERSION, version);
 	if (callgate_doorbell_read(dev, CALLGATE_DOORBELL_REGISTER_VERSION) != version)
@@ -305,18 +310,20 @@ static inline int callgate_find_name(struct callgate_device *dev, const char *na
 static inline int callgate_find_abi(struct callgate_device *dev, uint16_t vendor, uint16_t id,
 				    const uint8_t uuid[16], unsigned int skip)
 {
+	int status, worst = CALLGATE_ABSENT;
 	unsigned int seen, i;
-	int status;
 
 	for (seen = 0; (status = callgate_find(dev, vendor, id, seen)) != CALLGATE_ABSENT; seen++) {
-		if (status != CALLGATE_OK)
-			return status;
+		if (status != CALLGATE_OK) {
+			worst = status; /* another one may be sound */
+			continue;
+		}
 		for (i = 0; dev->gate && i < 16 && dev->header.uuid[i] == uuid[i];)
 			i++;
-		if (dev->gate && i == 16 && !skip--)
+		if (i == 16 && !skip--)
 			return CALLGATE_OK;
 	}
-	return CALLGATE_ABSENT;
+	return worst;
 }
 
 #endif /* CALLGATE_DEVICE_H */

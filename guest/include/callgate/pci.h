@@ -211,12 +211,14 @@ static inline bool callgate_bar_holds(const struct callgate_bar *bar, uint64_t o
 static inline uint64_t callgate_bar_read(const struct callgate_bar *bar, uint64_t offset,
 					 unsigned int size)
 {
-	const volatile uint8_t *at = bar->memory + (uintptr_t)offset;
+	const volatile uint8_t *at = bar->memory;
 	uint64_t value = UINT64_MAX;
 
 	if (!callgate_bar_holds(bar, offset, size))
 		return value;
-	if (!bar->memory)
+	if (at)
+		at += (uintptr_t)offset;
+	if (!at)
 		value = callgate_arch_in((uint16_t)(bar->address + offset), size);
 	else if (size == 1)
 		value = callgate_arch_read8(at);
@@ -234,12 +236,14 @@ static inline uint64_t callgate_bar_read(const struct callgate_bar *bar, uint64_
 static inline void callgate_bar_write(const struct callgate_bar *bar, uint64_t offset,
 				      unsigned int size, uint64_t value)
 {
-	volatile uint8_t *at = bar->memory + (uintptr_t)offset;
+	volatile uint8_t *at = bar->memory;
 
 	if (!callgate_bar_holds(bar, offset, size))
 		return;
 	callgate_arch_store_barrier();
-	if (!bar->memory)
+	if (at)
+		at += (uintptr_t)offset;
+	if (!at)
 		callgate_arch_out((uint16_t)(bar->address + offset), size, (uint32_t)value);
 	else if (size == 1)
 		callgate_arch_write8(at, (uint8_t)value);

@@ -333,6 +333,7 @@ class GateDevice:
                 frame.write_quad(number, slot)
             claimed = len(slots) if count is None else count
             frame.write_quad(1, frame_flags | claimed << 16)
+            frame.write_quad(2, 0)
             frame.write_quad(0, _READY | vector << 32)
             self.ring(frame.index, transport)
             self._wait(frame)

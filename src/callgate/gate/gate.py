@@ -60,7 +60,8 @@ _DONE = int(FrameState.DONE)
 _ONE_WAY = int(FrameFlag.ONE_WAY)
 _INTERRUPT = int(FrameFlag.INTERRUPT)
 _UNKNOWN_FLAGS = 0xFFFF & ~(_ONE_WAY | _INTERRUPT)
-_OK = Status.OK
+_OK = Status.OK  # A look-up in an enum class costs as much as a call in Python 3.11.
+_FAULT = Status.DEVICE_FAULT
 _VALUES = tuple(struct.Struct(f"<{count}Q").unpack_from for count in range(MAX_VALUES + 1))
 _FEATURES = Feature.NOTIFY | Feature.CHANGE_INTERRUPT | Feature.DONE_INTERRUPT
 Answer = tuple[Status, int, tuple[Any, ...]]
@@ -125,8 +126,8 @@ class Gate:
         self._trigger = trigger
         self._trace = trace
         self.deadline = Deadline(time_limit) if time_limit is not None else None
-        self.on_doorbell: Callable[[], None] | None = None
-        """Called after each doorbell; a watcher resumes by it."""
+        self._watcher: Callable[[], None] | None = None
+        self._woken: Callable[[], None] | None = None
         self.version = 0
         self.features = Feature(0)
         self.offered = _FEATURES
@@ -167,9 +168,9 @@ class Gate:
         self._text_length = sum(map(len, texts))
         self.frame_size = self.device.frame_size
         self.frame_count = self.device.frames
-        self._frames = round_up(self._texts + self._text_length, max(PAGE, self.frame_size))
-        self._bases = [self._frames + index * self.frame_size for index in range(self.frame_count)]
-        self.ram_size = round_up(self._frames + self.frame_count * self.frame_size, PAGE)
+        self.frames_offset = round_up(self._texts + self._text_length, max(PAGE, self.frame_size))
+        self._bases = [self.frames_offset + index * self.frame_size for index in range(self.frame_count)]
+        self.ram_size = round_up(self.frames_offset + self.frame_count * self.frame_size, PAGE)
         self.size = self.ram_size + self.doorbell_size
 
     def _write_header(self) -> None:
@@ -184,7 +185,7 @@ class Gate:
             directory_offset=self._directory,
             entry_count=len(self._names),
             entry_size=ENTRY.size,
-            frames_offset=self._frames,
+            frames_offset=self.frames_offset,
             frame_count=self.frame_count,
             interrupt=self.interrupt,
             frame_size=self.frame_size,
@@ -308,7 +309,8 @@ class Gate:
         """All vectors are revoked and new ones assigned; version and features are forgotten."""
         with self._changing:
             self._begin_change()
-            self.version, self.features = 0, Feature(0)
+            self.version = 0
+            self._accept(Feature(0))
             self._revoke_all("reset")
             for base in self._bases:
                 self.ram[base : base + FRAME.size] = bytes(FRAME.size)
@@ -374,6 +376,20 @@ class Gate:
 
     # --- the guest's side: doorbells -------------------------------------------------------------
 
+    def watched_by(self, wake: Callable[[], None] | None) -> None:
+        """Call `wake` after each doorbell of a driver that accepted `polled`; None: nobody watches."""
+        self._watcher = wake
+        self._accept(self.features)
+
+    def _accept(self, features: Feature) -> None:
+        self.features = features
+        self._woken = self._watcher if self.polled else None
+
+    @property
+    def polled(self) -> bool:
+        """Whether the driver accepted the feature `polled`."""
+        return bool(self.features & Feature.POLLED)
+
     def mmio_read(self, offset: int, size: int) -> int:
         """A guest's read in the doorbell page."""
         if size == 4:
@@ -400,7 +416,7 @@ class Gate:
                 known = major == abi.VERSION_MAJOR and minor <= abi.VERSION_MINOR
                 self.version = value if known else 0
             elif offset == DoorbellRegister.FEATURES:
-                self.features = Feature(value & self.offered)
+                self._accept(Feature(value & self.offered))
             else:
                 size = 0
         if size != 4:
@@ -437,10 +453,8 @@ class Gate:
             slot = self.table.slot()
         self.execute(slot, binding, (), None)
         self._notify_slots.append(slot)
-        if self.on_doorbell is not None:
-            self.on_doorbell()
 
-    def ring(self, index: int) -> bool:
+    def ring(self, index: int, from_watcher: bool = False) -> bool:
         """Look at a frame and answer it if it is READY. False when there is no such frame."""
         if index >= self.frame_count:
             self.faults.note(
@@ -458,50 +472,43 @@ class Gate:
             head = quads[quad]
             if head & ONES != _READY:
                 return True
-            self._answer(slot, index, base, quad, head >> 32, quads[quad + 1] & ONES)
+            flags = quads[quad + 1] & 0xFF_FFFF
+            count = flags >> 16
+            binding = self.table.live.get(head >> 32)
+            status = _FAULT
+            results: tuple[int, ...] = ()
+            try:
+                # From here on only the copy is judged.
+                if flags & _UNKNOWN_FLAGS:
+                    status = self._refuse(Status.BAD_FRAME, f"frame {index} has unknown flags")
+                elif binding is None or binding.target.gate is not self:
+                    status = self._stale(head >> 32, binding)
+                elif count > MAX_VALUES:
+                    status = self._refuse(Status.BAD_COUNT, f"frame {index} claims {count} slots")
+                else:
+                    values = _VALUES[count](self.ram, base + 0x20)
+                    status, code, results = self.execute(
+                        slot, binding, values, self._payloads[index]
+                    )
+                    if flags & _ONE_WAY:
+                        results = ()
+                    if code:
+                        quads[quad + 2] = code
+            finally:
+                # Results, then status, then the state: whoever sees DONE sees all of them.
+                at = quad + 4
+                for result in results:
+                    quads[at] = result
+                    at += 1
+                quads[quad + 1] = flags | len(results) << 24 | status << 32
+                self._words[base >> 2] = _DONE
         finally:
             slot.lock.release()
-        if self.on_doorbell is not None:
-            self.on_doorbell()
-        return True
-
-    def _answer(
-        self, slot: Slot, index: int, base: int, quad: int, vector: int, flags: int
-    ) -> None:
-        """Judge the copy of a frame's head, run the call, write the answer, and state DONE last."""
-        quads = self._quads
-        count = flags >> 16 & 0xFF
-        status: Status = _OK
-        code = 0
-        results: tuple[int, ...] = ()
-        try:
-            binding = self.table.live.get(vector)
-            if flags & _UNKNOWN_FLAGS:
-                status = self._refuse(Status.BAD_FRAME, f"frame {index} has unknown flags")
-            elif binding is None or binding.target.gate is not self:
-                status = self._stale(vector, binding)
-            elif count > MAX_VALUES:
-                status = self._refuse(Status.BAD_COUNT, f"frame {index} claims {count} arguments")
-            else:
-                values = _VALUES[count](self.ram, base + 0x20)
-                status, code, results = self.execute(slot, binding, values, self._payloads[index])
-            if results:
-                if flags & _ONE_WAY:
-                    results = ()
-                else:
-                    at = quad + 4
-                    for result in results:
-                        quads[at] = result
-                        at += 1
-        except BaseException:
-            status, code, results = Status.DEVICE_FAULT, 0, ()
-            raise
-        finally:
-            quads[quad + 2] = code
-            quads[quad + 1] = flags & 0xFFFFFF | len(results) << 24 | status << 32
-            self._words[base >> 2] = _DONE
         if flags & _INTERRUPT:
             self._send(Feature.DONE_INTERRUPT)
+        if self._woken is not None and not from_watcher:
+            self._woken()
+        return True
 
     def _stale(self, vector: int, binding: Binding | None) -> Status:
         """The answer to a vector that is not a live one of this device."""

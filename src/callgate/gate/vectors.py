@@ -1,15 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The vector table: which number addresses which call, and how that is taken back.
 
-    vector   31  30              tag_bits  tag_bits-1        0
-            +---+-------------------------+-------------------+
-            | 0 |  index, never 0 (19)    |     tag (12)      |
-            +---+-------------------------+-------------------+
-
-A table belongs to one VM. The first index and each index's first tag are random, so a driver that
-knows a vector beforehand fails at once. An index that is bound again gets its next tag; when it has
-used all its tags it retires. So no vector is ever issued twice, and a table remembers two numbers
-for each index that it uses, not every vector that it ever issued.
+A table belongs to one VM. `numbering.py` says which numbers it issues; here is what becomes of one:
 
     bind()          revoke()                 drained, or time-out
     ------> open ------------> draining ------------------------> revoked
@@ -54,13 +46,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 import secrets
 import threading
 import time
-from array import array
-from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from threading import Lock, get_ident
 from typing import Any
 from weakref import ReferenceType, ref
@@ -68,94 +57,10 @@ from weakref import ReferenceType, ref
 from callgate.counter import Counter
 from callgate.errors import DrainTimeout, VectorError, VectorsExhausted
 from callgate.gate.abi import VECTOR_BITS, Status
+from callgate.gate.numbering import Numbering
+from callgate.gate.quota import Quota
 
 BUSY, DENIED, REVOKED = Status.BUSY, Status.DENIED, Status.REVOKED
-
-
-class Quota:
-    """How many calls may start in a second, and how many may run at once. Safe from any thread.
-
-    `per_second` fills a bucket that holds `burst` calls (by default one second's worth, at least
-    one); `in_flight` bounds the calls between `take` and `give`. None means without limit.
-    """
-
-    __slots__ = ("_clock", "_filled", "_lock", "_running", "_tokens", "burst", "in_flight", "rate")
-
-    rate: float | None
-    burst: float
-    in_flight: int | None
-
-    def __init__(
-        self,
-        *,
-        per_second: float | None = None,
-        burst: float | None = None,
-        in_flight: int | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._lock = Lock()
-        self._clock = clock
-        self._filled = clock()
-        self._tokens = math.inf
-        self._running = 0
-        self.rate = None
-        self.burst = math.inf
-        self.change(per_second=per_second, burst=burst, in_flight=in_flight)
-
-    def change(
-        self,
-        *,
-        per_second: float | None = None,
-        burst: float | None = None,
-        in_flight: int | None = None,
-    ) -> None:
-        """Put these limits in place of the old ones; calls that run go on, and still count."""
-        if per_second is not None and not per_second > 0:
-            raise VectorError(
-                f"A quota's per_second must be above 0, not {per_second}: use deny to forbid a call"
-            )
-        if burst is not None and (per_second is None or not burst >= 1):
-            raise VectorError(
-                f"A quota's burst must be at least 1 and come with per_second, not {burst}"
-            )
-        if in_flight is not None and in_flight < 1:
-            raise VectorError(
-                f"A quota's in_flight must be 1 or more, not {in_flight}: use deny to forbid a call"
-            )
-        with self._lock:
-            self._fill()
-            self.rate = per_second
-            if per_second is None:
-                self.burst = math.inf
-                self._tokens = math.inf
-            else:
-                self.burst = burst if burst is not None else max(1.0, per_second)
-                self._tokens = min(self._tokens, self.burst)
-            self.in_flight = in_flight
-
-    def take(self) -> bool:
-        """Let a call start: True, and `give` must follow when it ends. False: answer BUSY."""
-        with self._lock:
-            if self.in_flight is not None and self._running >= self.in_flight:
-                return False
-            if self.rate is not None:
-                self._fill()
-                if self._tokens < 1:
-                    return False
-                self._tokens -= 1
-            self._running += 1
-            return True
-
-    def give(self) -> None:
-        """End a call that `take` let start."""
-        with self._lock:
-            self._running -= 1
-
-    def _fill(self) -> None:
-        now = self._clock()
-        if self.rate is not None:
-            self._tokens = min(self.burst, self._tokens + (now - self._filled) * self.rate)
-        self._filled = now
 
 
 class Binding:
@@ -261,7 +166,7 @@ class VectorTable:
     """The vectors of one VM. Every method is safe from any thread.
 
     `seed` makes the vectors the same from run to run, for tests. `index_bits` and `tag_bits` are
-    the two widths of the layout above, together at most 31. `clock` is what quotas measure by.
+    the widths of a vector's two parts, together at most 31. `clock` is what quotas measure by.
     """
 
     __slots__ = (
@@ -270,7 +175,7 @@ class VectorTable:
         "_denied",
         "_left",
         "_lock",
-        "_numbers",
+        "_numbering",
         "_past",
         "_quotas",
         "_slots",
@@ -296,12 +201,15 @@ class VectorTable:
                 "A vector's index_bits and tag_bits must be at least 1 each and at most "
                 f"{VECTOR_BITS} together, not {index_bits} and {tag_bits}"
             )
-        key = secrets.token_bytes(16) if seed is None else f"seed {seed}".encode()
+        if seed is None:
+            key = secrets.token_bytes(16)
+        else:
+            key = hashlib.blake2b(str(seed).encode(), digest_size=16).digest()
         self.live = {}
         self.drains = 0
-        self._numbers = _Numbers(key, index_bits, tag_bits)
+        self._numbering = Numbering(key, index_bits, tag_bits)
         # What this table issued under other keys, before it was restored from another's state.
-        self._past: dict[bytes, _Numbers] = {}
+        self._past: dict[bytes, Numbering] = {}
         self._clock = clock
         self._lock = Lock()
         self._left = threading.Condition(self._lock)
@@ -322,11 +230,11 @@ class VectorTable:
         # Not `with`, which takes longer than the lock: bind and revoke are what a reset repeats.
         self._lock.acquire()
         try:
-            numbers = self._numbers
-            vector = numbers.free.popleft() if numbers.free else numbers.fresh()
+            numbering = self._numbering
+            vector = numbering.free.popleft() if numbering.free else numbering.fresh()
             while self._past and any(past.spent(vector) for past in self._past.values()):
-                numbers.spend(vector)
-                vector = numbers.free.popleft() if numbers.free else numbers.fresh()
+                numbering.spend(vector)
+                vector = numbering.free.popleft() if numbering.free else numbering.fresh()
             binding = Binding(vector, owner, name, signature, target)
             if self._denied and self._denies(binding):
                 binding.refusal = DENIED
@@ -342,7 +250,7 @@ class VectorTable:
         return self.live.get(vector)
 
     def bindings(self, owner: Hashable) -> list[Binding]:
-        """Return the owner's live bindings, in the order in which they were bound."""
+        """Return the owner's live bindings."""
         with self._lock:
             return [binding for binding in self.live.values() if binding.owner == owner]
 
@@ -355,7 +263,7 @@ class VectorTable:
         # Without the lock, so in this order: a vector is spent before it leaves `live`.
         if vector in self.live:
             return BUSY
-        if self._numbers.spent(vector) or any(past.spent(vector) for past in self._past.values()):
+        if self._numbering.spent(vector) or any(past.spent(vector) for past in self._past.values()):
             return REVOKED
         return Status.NO_SUCH_VECTOR
 
@@ -514,7 +422,7 @@ class VectorTable:
         if calls:
             denied = f"{name_of(owner)}{'' if name is None else '.' + name}"
             raise DrainTimeout(
-                f"{denied} is denied, but after {timeout} s calls still run: {', '.join(calls)}",
+                f"Denied {denied}, but after {timeout} s calls still run: {', '.join(calls)}",
                 calls,
             )
 
@@ -572,11 +480,11 @@ class VectorTable:
         """
         with self._lock:
             live = self._by_name()
-            numbers = copy.deepcopy(self._numbers)
+            numbering = copy.deepcopy(self._numbering)
             for vector in self.live.keys() - {each.vector for each in live.values()}:
-                numbers.spend(vector)
+                numbering.spend(vector)
             return {
-                **numbers.state(),
+                **numbering.state(),
                 "live": [
                     {
                         "owner": owner,
@@ -596,27 +504,29 @@ class VectorTable:
         VectorError, and changes nothing, if something does not match or a call is in flight.
         """
         with self._lock:
-            old = self._numbers
-            numbers, wanted = _parse(state, old.index_bits, old.tag_bits)
-            if self.drains or self._in_flight(lambda each: True):
+            old = self._numbering
+            numbering, wanted = _parse(state, old.index_bits, old.tag_bits)
+            if self.drains or self._running():
                 raise VectorError("Calls are in flight: a table must be at rest to be restored")
             vectors = self._match(wanted)
             pasts = {**self._past, old.key: old}
-            same = pasts.pop(numbers.key, None)
+            same = pasts.pop(numbering.key, None)
             for vector in vectors:
-                if any(past.spent(vector) or vector in self.live for past in pasts.values()):
+                if (old.key in pasts and vector in self.live) or any(
+                    past.spent(vector) for past in pasts.values()
+                ):
                     raise VectorError(
-                        f"Vector {vector:#010x} of the snapshot was issued by this table before: "
-                        "restore into a new machine"
+                        f"Vector {vector:#010x} of the snapshot was issued by this table before, "
+                        "to another call: restore into a new machine"
                     )
             stale = list(self.live)
             for vector in stale:
                 old.spend(vector)
             if same is not None:
-                numbers.absorb(same)
-            numbers.settle(vectors)
+                numbering.absorb(same)
+            numbering.settle(vectors)
             self._past = pasts
-            self._numbers = numbers
+            self._numbering = numbering
             # In place: the call path may hold on to the dict.
             for vector, binding in vectors.items():
                 binding.vector = vector
@@ -646,7 +556,7 @@ class VectorTable:
         if calls:
             names = ", ".join(map(str, bindings))
             raise DrainTimeout(
-                f"{names} is revoked, but after {timeout} s calls still run: {', '.join(calls)}",
+                f"Revoked {names}, but after {timeout} s calls still run: {', '.join(calls)}",
                 calls,
             )
 
@@ -654,7 +564,7 @@ class VectorTable:
         if binding.refusal is not REVOKED:
             vector = binding.vector
             binding.refusal = REVOKED
-            self._numbers.spend(vector)
+            self._numbering.spend(vector)
             del self.live[vector]
 
     def _drain(self, concerns: Callable[[Binding], bool], timeout: float | None) -> list[str]:
@@ -677,29 +587,29 @@ class VectorTable:
             self.drains -= 1
         return calls
 
-    def _in_flight(self, concerns: Callable[[Binding], bool]) -> list[str]:
-        """Name the calls of other threads that `concerns`."""
-        me = get_ident()
-        running: list[tuple[Binding, int]] = []
+    def _running(self) -> list[tuple[Binding, int]]:
+        """Return every call in flight, with its thread."""
+        running = [(call.binding, call.thread) for call in self._abandoned]
         # A copy: a slot that dies takes itself out of the set, at any moment.
         for reference in self._slots.copy():
             slot = reference()
-            if slot is not None:
-                binding = slot.binding
-                # What was opened again (`allow` while `deny` waits) is not waited for.
-                if binding is not None and binding.refusal is not None and concerns(binding):
-                    running.append((binding, slot.thread))
-        for call in self._abandoned:
-            if call.binding.refusal is not None and concerns(call.binding):
-                running.append((call.binding, call.thread))
+            binding = None if slot is None else slot.binding
+            if slot is not None and binding is not None:
+                running.append((binding, slot.thread))
+        return running
+
+    def _in_flight(self, concerns: Callable[[Binding], bool]) -> list[str]:
+        """Name the calls that `concerns` and that other threads run."""
+        running = [
+            (binding, thread)
+            for binding, thread in self._running()
+            # What was opened again (`allow` while `deny` waits) is not waited for.
+            if binding.refusal is not None and thread != get_ident() and concerns(binding)
+        ]
         if not running:
             return []
         names = {thread.ident: thread.name for thread in threading.enumerate()}
-        return [
-            f"{binding} in thread {names.get(thread, thread)}"
-            for binding, thread in running
-            if thread != me
-        ]
+        return [f"{binding} in thread {names.get(thread, thread)}" for binding, thread in running]
 
     def _denies(self, binding: Binding) -> bool:
         owner = binding.owner
@@ -727,9 +637,9 @@ class VectorTable:
     def _match(self, wanted: dict[tuple[str, str], tuple[int, int]]) -> dict[int, Binding]:
         """Pair what the snapshot wants, (signature, vector) by name, with the live bindings."""
         found = self._by_name()
-        for key in wanted.keys() - found.keys():
+        for key in sorted(wanted.keys() - found.keys()):
             raise VectorError(f"The snapshot has a call {'.'.join(key)} that this machine lacks")
-        for key in found.keys() - wanted.keys():
+        for key in sorted(found.keys() - wanted.keys()):
             raise VectorError(f"This machine has a call {'.'.join(key)} that the snapshot lacks")
         for key, (signature, _) in wanted.items():
             if found[key].signature != signature:
@@ -740,122 +650,9 @@ class VectorTable:
         return {vector: found[key] for key, (_, vector) in wanted.items()}
 
 
-class _Numbers:
-    """Which vectors were issued, and which comes next.
-
-    Indices come into use one after the other, from a start that follows from `key`; so does each
-    one's first tag. `place` counts them in that order. `tags[place]` tags of an index are spent,
-    that is revoked, from `first[place]` upwards, modulo their number. `free` holds the next vector
-    of each index that can be bound, the one that was freed first in front.
-    """
-
-    __slots__ = (
-        "count",
-        "first",
-        "free",
-        "index_bits",
-        "key",
-        "mask",
-        "start",
-        "tag_bits",
-        "tags",
-    )
-
-    def __init__(self, key: bytes, index_bits: int, tag_bits: int) -> None:
-        self.key = key
-        self.index_bits = index_bits
-        self.tag_bits = tag_bits
-        self.count = (1 << index_bits) - 1
-        self.mask = (1 << tag_bits) - 1
-        self.start = 1 + self._draw(0) % self.count
-        self.first = array("L")
-        self.tags = array("L")
-        self.free: deque[int] = deque()
-
-    def _draw(self, n: int) -> int:
-        """Return the key's random number `n`. A hash, since a snapshot must outlive a Python."""
-        digest = hashlib.blake2b(n.to_bytes(8, "little"), key=self.key, digest_size=8).digest()
-        return int.from_bytes(digest, "little")
-
-    def place(self, vector: int) -> int:
-        """Return the place of the vector's index; at or past the end of `tags` if not in use."""
-        return ((vector >> self.tag_bits) - self.start) % self.count
-
-    def next(self, place: int) -> int:
-        """Return the next vector of a place that has tags left."""
-        index = 1 + (self.start - 1 + place) % self.count
-        return index << self.tag_bits | (self.first[place] + self.tags[place]) & self.mask
-
-    def grow(self) -> int:
-        """Bring the next index into use, and return its place."""
-        place = len(self.tags)
-        if place == self.count:
-            raise VectorsExhausted(
-                f"All {self.count} indices of this table are bound or have used all their "
-                f"{self.mask + 1} tags: it can bind no further call"
-            )
-        self.first.append(self._draw(1 + place) & self.mask)
-        self.tags.append(0)
-        return place
-
-    def fresh(self) -> int:
-        """Return the first vector of the next index. Raises VectorsExhausted."""
-        return self.next(self.grow())
-
-    def spend(self, vector: int) -> None:
-        """Mark an issued vector as revoked; its index can be bound again if it has tags left."""
-        place = ((vector >> self.tag_bits) - self.start) % self.count
-        mask = self.mask
-        first = self.first[place]
-        tags = ((vector - first) & mask) + 1
-        if tags > self.tags[place]:
-            self.tags[place] = tags
-        else:
-            # A snapshot brought the vector back after later ones of its index were issued.
-            tags = self.tags[place]
-        if tags <= mask:
-            self.free.append(vector & ~mask | (first + tags) & mask)
-
-    def spent(self, vector: int) -> bool:
-        """Whether `vector`, any number, was issued and revoked."""
-        if not 1 <= vector >> self.tag_bits <= self.count:
-            return False
-        place = self.place(vector)
-        return (
-            place < len(self.tags) and (vector - self.first[place]) & self.mask < self.tags[place]
-        )
-
-    def absorb(self, other: _Numbers) -> None:
-        """Count as spent what `other`, of the same key, has spent too."""
-        for place, tags in enumerate(other.tags):
-            if place == len(self.tags):
-                self.grow()
-            self.tags[place] = max(self.tags[place], tags)
-
-    def settle(self, live: Iterable[int]) -> None:
-        """Make `free` right, in its order, given the vectors that are live."""
-        bound = {self.place(vector) for vector in live}
-        order = dict.fromkeys([*map(self.place, self.free), *range(len(self.tags))])
-        self.free = deque(
-            self.next(place)
-            for place in order
-            if place not in bound and self.tags[place] <= self.mask
-        )
-
-    def state(self) -> dict[str, Any]:
-        """Return all of it, for JSON."""
-        return {
-            "index_bits": self.index_bits,
-            "tag_bits": self.tag_bits,
-            "key": self.key.hex(),
-            "tags": list(self.tags),
-            "free": list(self.free),
-        }
-
-
 def _parse(
     state: Mapping[str, Any], index_bits: int, tag_bits: int
-) -> tuple[_Numbers, dict[tuple[str, str], tuple[int, int]]]:
+) -> tuple[Numbering, dict[tuple[str, str], tuple[int, int]]]:
     """Read what `VectorTable.state` wrote, which may come from a file: trust none of it."""
     try:
         widths = state["index_bits"], state["tag_bits"]
@@ -864,28 +661,28 @@ def _parse(
                 f"A snapshot's vectors must have {index_bits} index and {tag_bits} tag bits, "
                 f"as this table's, not {widths[0]} and {widths[1]}"
             )
-        numbers = _Numbers(bytes.fromhex(state["key"]), index_bits, tag_bits)
+        numbering = Numbering(bytes.fromhex(state["key"]), index_bits, tag_bits)
         for tags in state["tags"]:
-            numbers.tags[numbers.grow()] = tags
-        numbers.free.extend(state["free"])
+            numbering.tags[numbering.grow()] = tags
+        numbering.free.extend(state["free"])
         wanted = {
             (str(each["owner"]), str(each["name"])): (int(each["signature"]), int(each["vector"]))
             for each in state["live"]
         }
         vectors = [vector for _, vector in wanted.values()]
-        places = [numbers.place(vector) for vector in [*vectors, *numbers.free]]
+        places = [numbering.place(vector) for vector in [*vectors, *numbering.free]]
         sound = (
             len(wanted) == len(state["live"])
             and len(set(places)) == len(places)
-            and all(place < len(numbers.tags) for place in places)
-            and all(tags <= numbers.mask + 1 for tags in numbers.tags)
-            and all(0 < vector < 1 << index_bits + tag_bits for vector in vectors)
+            and all(place < len(numbering.tags) for place in places)
+            and all(tags <= numbering.mask + 1 for tags in numbering.tags)
+            and all(numbering.issuable(vector) for vector in vectors)
         )
     except (KeyError, TypeError, ValueError, OverflowError, VectorsExhausted) as error:
         raise VectorError(f"The snapshot's vectors cannot be read: {error!r}") from error
     if not sound:
         raise VectorError("The snapshot's vectors contradict each other: it is damaged")
-    return numbers, wanted
+    return numbering, wanted
 
 
 def name_of(owner: object) -> str:

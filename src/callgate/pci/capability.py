@@ -164,8 +164,8 @@ def place(host: Host, capabilities: Iterable[Capability], owner: str) -> dict[in
                 f"header; {type(capability).__name__} (id {capability.id:#04x}, {capability.size} "
                 f"bytes) would end at {at + capability.size:#x}"
             )
-        config.define(pointer, bytes([at]))
-        config.define(at, bytes([capability.id, 0]))
+        config.preset(pointer, 1, at)
+        config.preset(at, 1, capability.id)
         config.define(at + 2, capability.body, writable=capability.writable, w1c=capability.w1c)
 
         def written(capability: Capability = capability, at: int = at) -> None:
@@ -175,6 +175,5 @@ def place(host: Host, capabilities: Iterable[Capability], owner: str) -> dict[in
         placed[at] = capability
         pointer, at = at + 1, at + capability.size + 3 & ~3
     if placed:
-        status = config.get(STATUS, 2) | STATUS_CAPABILITIES
-        config.define(STATUS, status.to_bytes(2, "little"), w1c=b"\x00\xf9")
+        config.preset(STATUS, 2, STATUS_CAPABILITIES)
     return placed

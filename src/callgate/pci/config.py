@@ -95,6 +95,12 @@ class ConfigSpace:
         for mask, given in ((self._writable, writable), (self._w1c, w1c)):
             mask[offset:end] = given.ljust(len(value), b"\0")[: len(value)]
 
+    def preset(self, offset: int, size: int, value: int) -> None:
+        """Let the `size` bytes at `offset` be `value`, now and after a reset; access stays as it is."""
+        data = value.to_bytes(size, "little")
+        with self._lock:
+            self._bytes[offset : offset + size] = self._initial[offset : offset + size] = data
+
     def watch(self, offset: int, length: int, watcher: Callable[[], None]) -> None:
         """Call `watcher` after each guest's write that touches the range."""
         for dword in range(offset & ~3, offset + length, 4):

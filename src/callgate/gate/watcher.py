@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: MIT
+"""Watching frames: calls without a doorbell (docs/abi.md, 6.4).
+
+While calls come, a thread looks at the frames' states and says so in the header's `watching`. After
+`linger` seconds without a call it stores 0, looks once more, and sleeps until a doorbell rings.
+
+No call is lost in between. The driver stores READY, then (past a full barrier) loads `watching`; the
+watcher stores `watching = 0`, then loads the states. If the driver still saw 1, its load came before
+the watcher's store, so its READY came before the watcher's last look, which finds it. The watcher's
+store and load are parted by `_barrier`, since processors let a load overtake an earlier store.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from callgate.gate.abi import HEADER, FrameState
+from callgate.gate.gate import Gate
+
+LINGER = 0.005
+_READY = int(FrameState.READY)
+_IDLE_LOOKS = 16
+
+
+class Watcher:
+    """Watches the frames of gates that have the feature `polled` in force, in a thread of its own.
+
+    A `with` block, or `close`, ends the thread. The first doorbell wakes it: a driver that never
+    calls costs nothing.
+    """
+
+    def __init__(self, gates: list[Gate], *, linger: float = LINGER) -> None:
+        self.gates = gates
+        self.linger = linger
+        self._wake = threading.Event()
+        self._closed = False
+        self._fence = threading.Lock()
+        self._states = [
+            gate.ram.cast("I")[
+                gate.frames_offset // 4 : gate.frames_offset // 4
+                + gate.frame_count * gate.frame_size // 4 : gate.frame_size // 4
+            ]
+            for gate in gates
+        ]
+        for gate in gates:
+            gate.watched_by(self._wake.set)
+        self._thread = threading.Thread(target=self._run, name="callgate watcher", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Watcher:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop watching; every call that came while `watching` said 1 has been answered."""
+        self._closed = True
+        self._wake.set()
+        self._thread.join()
+        for gate in self.gates:
+            gate.watched_by(None)
+
+    def _run(self) -> None:
+        while not self._closed:
+            self._wake.wait()
+            self._wake.clear()
+            if self._closed:
+                break
+            self._announce(True)
+            self._watch()
+            self._announce(False)
+            self._barrier()
+            self._look()
+
+    def _watch(self) -> None:
+        last = time.monotonic()
+        idle = 0
+        while not self._closed:
+            if self._look():
+                last = time.monotonic()
+                idle = 0
+                continue
+            idle += 1
+            if idle % _IDLE_LOOKS == 0:
+                if time.monotonic() - last > self.linger:
+                    return
+                time.sleep(0)  # Hand the interpreter to whoever else runs a model.
+
+    def _look(self) -> bool:
+        """Answer every frame that is READY; whether there was one."""
+        found = False
+        for gate, states in zip(self.gates, self._states, strict=True):
+            words = states.tolist()
+            if _READY in words:
+                found = True
+                for index, state in enumerate(words):
+                    if state == _READY:
+                        gate.ring(index, from_watcher=True)
+        return found
+
+    def _announce(self, watching: bool) -> None:
+        for gate in self.gates:
+            if gate.polled or not watching:
+                gate.ram[HEADER.offset("watching")] = int(watching)
+
+    def _barrier(self) -> None:
+        # Taking and giving back a lock is two sequentially consistent operations.
+        with self._fence:
+            pass
