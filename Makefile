@@ -38,7 +38,7 @@ format: dev-setup ## Sort imports, format, mend what ruff can
 	$(BIN)/ruff format
 
 bench: run-setup guests ## Measure, and print the figures
-	@$(PY) -m benchmarks
+	@$(PY) -m callgate bench
 
 lock: dev-setup ## Pin the newest releases that pyproject.toml allows
 	@$(PY) tools/lock

@@ -5,9 +5,9 @@
            | Slot (RAM)   |   hole           | Slot (ROM) |
            +--------------+                  +------------+
 
-A slot is one stretch of host memory that the guest sees at one GPA. Reads and writes may run over the
-seam between adjacent slots; a view (`map`) lies within one. Slots never overlap. Whatever the map does
-not allow raises `DmaError`: a hole, a write to ROM, a range that passes 2^64.
+A slot is one stretch of host memory that the guest sees at one GPA. Reads and writes may run over
+the seam between adjacent slots; a view (`map`) lies within one. Slots never overlap. Whatever the
+map does not allow raises `DmaError`: a hole, a write to ROM, a range that passes 2^64.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class GuestMemory:
     ) -> None:
         """Let the guest's memory at `gpa` be `buffer`, which stays the caller's to close.
 
-        `readonly` (and any buffer that cannot be written) makes it ROM. Raises `DmaError` if the range
-        is empty, passes 2^64 or overlaps a slot.
+        `readonly` (and any buffer that cannot be written) makes it ROM. Raises `DmaError` if the
+        range is empty, passes 2^64 or overlaps a slot.
         """
         view = memoryview(buffer).cast("B")
         self.insert(Slot(gpa, len(view), view, readonly=readonly or view.readonly))
@@ -142,8 +142,9 @@ class GuestMemory:
     def map(self, gpa: int, length: int, *, write: bool = False) -> memoryview:
         """A view of the guest's own bytes, without a copy; read-only unless `write`.
 
-        Raises `DmaError`, also when the range runs over the seam of two slots or when the VMM does not
-        share this memory: `read` and `write` serve both. The guest can change the bytes at any time.
+        Raises `DmaError`, also when the range runs over the seam of two slots or when the VMM does
+        not share this memory: `read` and `write` serve both. The guest can change the bytes at any
+        time. A range of 0 bytes is an empty view, wherever it is.
         """
         parts = list(self._parts(gpa, length, write=write))
         if not parts:
@@ -174,7 +175,7 @@ class GuestMemory:
         return any(slot.gpa < gpa + length and gpa < slot.end for slot in self.slots)
 
     def _single(self, gpa: int, length: int) -> tuple[Slot | None, int]:
-        """The slot that holds the whole range, and the offset in it; the common case, made quick."""
+        """The slot that holds the whole range, and the offset in it: the common case, quick."""
         starts, slots = self._map
         index = bisect_right(starts, gpa) - 1
         if index >= 0 and length > 0:

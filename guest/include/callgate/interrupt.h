@@ -28,7 +28,7 @@ struct callgate_interrupt {
 	uint64_t entry;   /* offset of its table entry in the BAR */
 	uint32_t count;   /* how often it was seen */
 	uint32_t last;    /* how often since the wait before */
-	int message;
+	int message;      /* the environment's handle; -1: not open */
 	uint8_t bar;
 };
 
@@ -48,16 +48,15 @@ static inline int callgate_interrupt_open(struct callgate_device *dev, unsigned 
 	uint32_t control, table, data;
 	uint64_t address;
 
+	*interrupt = (struct callgate_interrupt){ .message = -1 };
 	if (!at)
 		return CALLGATE_ABSENT;
 	control = callgate_pci_read(dev->function, at + CALLGATE_MSIX_CONTROL, 2);
 	table = callgate_pci_read(dev->function, at + CALLGATE_MSIX_TABLE, 4);
 	if (index > (control & CALLGATE_MSIX_LAST))
 		return CALLGATE_ABSENT;
-	*interrupt = (struct callgate_interrupt){
-		.entry = (table & ~7u) + (uint64_t)index * CALLGATE_MSIX_ENTRY_SIZE,
-		.bar = table & 7,
-	};
+	interrupt->entry = (table & ~7u) + (uint64_t)index * CALLGATE_MSIX_ENTRY_SIZE;
+	interrupt->bar = table & 7;
 	if (interrupt->bar >= CALLGATE_PCI_BARS ||
 	    !callgate_bar_holds(&dev->bars[interrupt->bar], interrupt->entry,
 				CALLGATE_MSIX_ENTRY_SIZE))
@@ -80,6 +79,8 @@ static inline int callgate_interrupt_open(struct callgate_device *dev, unsigned 
 /* Whether it came since it was last asked; counts. */
 static inline bool callgate_interrupt_seen(struct callgate_interrupt *interrupt)
 {
+	if (interrupt->message < 0)
+		return false;
 	interrupt->last = callgate_env_message_take(interrupt->message);
 	interrupt->count += interrupt->last;
 	callgate_arch_load_barrier();
@@ -107,8 +108,11 @@ static inline int callgate_interrupt_wait(struct callgate_device *dev,
 static inline void callgate_interrupt_close(struct callgate_device *dev,
 					    struct callgate_interrupt *interrupt)
 {
+	if (interrupt->message < 0)
+		return;
 	callgate_interrupt_mask(dev, interrupt, true);
 	callgate_env_message_close(interrupt->message);
+	interrupt->message = -1;
 }
 
 #endif /* CALLGATE_INTERRUPT_H */

@@ -331,6 +331,8 @@ class VectorTable:
             self._abandoned.add(call)
             slot.quota = None
             slot.binding = None
+            # The handler itself may be who waits, for a slot that had another thread's number.
+            self._left.notify_all()
             return call
 
     def settle(self, call: Abandoned) -> None:

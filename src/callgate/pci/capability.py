@@ -55,9 +55,9 @@ class Host(Protocol):
 class Capability:
     """One capability: `id` (8 bits) and `body`, the bytes behind id and next pointer.
 
-    `writable` says which bits of the body the guest writes, `w1c` which it clears by writing 1; both
-    count from the body's start, and what they leave out is read-only. A subclass overrides `wrote`
-    to act on a write. Raises DeclarationError.
+    `writable` says which bits of the body the guest writes, `w1c` which it clears by writing 1;
+    both count from the body's start, and what they leave out is read-only. A subclass overrides
+    `wrote` to act on a write. Raises DeclarationError.
     """
 
     def __init__(self, id: int, body: bytes, *, writable: bytes = b"", w1c: bytes = b"") -> None:
@@ -82,11 +82,11 @@ class Capability:
         return 2 + len(self.body)
 
     def wrote(self, host: Host, at: int) -> None:
-        """Called after the guest wrote to the body; the capability lies at `at` in `host.config`."""
+        """Called after the guest wrote to the body; the capability is at `at` of `host.config`."""
 
 
 class VendorCapability(Capability):
-    """Bytes of the vendor's own, behind id, next pointer and length (PCI Local Bus 3.0, appendix H)."""
+    """Bytes of the vendor's own, behind id, next pointer and length (appendix H)."""
 
     def __init__(self, data: bytes, *, writable: bytes = b"") -> None:
         length = 3 + len(data)
@@ -122,8 +122,8 @@ class PowerManagement(Capability):
 class PciExpress(Capability):
     """A PCI Express endpoint, version 2, with function level reset (PCI Express Base 3.0, 7.8).
 
-    `integrated`: the function lies on the root bus itself, and has no link. Otherwise it says a link
-    of 2.5 GT/s and one lane.
+    `integrated`: the function lies on the root bus itself, and has no link. Otherwise it says a
+    link of 2.5 GT/s and one lane.
     """
 
     _DEVICE_CONTROL = 0x08
@@ -160,9 +160,9 @@ def place(host: Host, capabilities: Iterable[Capability], owner: str) -> dict[in
     for capability in capabilities:
         if at + capability.size > CAPABILITY_END:
             raise DeclarationError(
-                f"The capabilities of {owner} must fit the {CAPABILITY_END - FIRST} bytes behind the "
-                f"header; {type(capability).__name__} (id {capability.id:#04x}, {capability.size} "
-                f"bytes) would end at {at + capability.size:#x}"
+                f"The capabilities of {owner} must fit the {CAPABILITY_END - FIRST} bytes behind "
+                f"the header; {type(capability).__name__} (id {capability.id:#04x}, "
+                f"{capability.size} bytes) would end at {at + capability.size:#x}"
             )
         config.preset(pointer, 1, at)
         config.preset(at, 1, capability.id)

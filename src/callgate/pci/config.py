@@ -71,8 +71,9 @@ _SIZES = (1, 2, 4)
 class ConfigSpace:
     """4096 bytes with access rules.
 
-    `read` and `write` are the guest's side: 1, 2 or 4 bytes, aligned; any other access reads all ones
-    or is dropped, and is noted. `get` and `set` are the device's side, where the rules do not hold.
+    `read` and `write` are the guest's side: 1, 2 or 4 bytes, aligned; any other access reads all
+    ones or is dropped, and is noted. `get`, `set` and `change` are the device's side, where the
+    rules do not hold.
     """
 
     def __init__(self, faults: Faults) -> None:
@@ -96,7 +97,7 @@ class ConfigSpace:
             mask[offset:end] = given.ljust(len(value), b"\0")[: len(value)]
 
     def preset(self, offset: int, size: int, value: int) -> None:
-        """Let the `size` bytes at `offset` be `value`, now and after a reset; access stays as it is."""
+        """Let the `size` bytes at `offset` be `value`, now and after a reset; masks stay."""
         data = value.to_bytes(size, "little")
         with self._lock:
             self._bytes[offset : offset + size] = self._initial[offset : offset + size] = data

@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from threading import RLock
+from threading import Lock, RLock
 from typing import Literal, ParamSpec, TypeVar
 
 from callgate.device import Device, Memory, TimerQueue
@@ -127,6 +127,7 @@ class Function:
         self._levels: set[int] = set()
         self._line = False
         self._line_lock = RLock()
+        self._following = Lock()
         self._mapped: tuple[int | None, ...] = ()
 
         vectors = len(spec.interrupts) + bool(spec.calls)
@@ -156,7 +157,7 @@ class Function:
             self.bars: tuple[BarState, ...] = ()
             self._place_capabilities(self._place_bars())
             self.config.watch(space.COMMAND, 2, self._follow)
-            self.config.watch(space.BAR0, 4 * _BARS, self._remap)
+            self.config.watch(space.BAR0, 4 * _BARS, self._follow)
             device.plug_in(self)
         except BaseException:
             if self.gate is not None:
@@ -230,7 +231,7 @@ class Function:
             self._record("interrupt", self._interrupt_name(index), (), "", began)
 
     def set_level(self, index: int, level: bool) -> None:
-        """Assert or deassert INTA on behalf of an interrupt; with MSI-X, to assert is to trigger."""
+        """Assert or deassert INTA for one interrupt; with MSI-X, to assert is to trigger."""
         if level:
             self.trigger(index)
         else:
@@ -245,7 +246,7 @@ class Function:
     def signal(self, signal: Callable[[int], None] | None) -> None:
         if self.msix is not None:
             self.msix.signal = signal
-            self._follow_msix()
+            self._follow()
 
     # --- what follows configuration --------------------------------------------------------------
 
@@ -256,29 +257,28 @@ class Function:
             self._follow()
 
     def _follow(self) -> None:
-        command = self.config.get(space.COMMAND, 2) if self.awake else 0
-        for bar in self.bars:
-            bit = space.COMMAND_IO if bar.kind == "io" else space.COMMAND_MEMORY
-            bar.decoding = bool(command & bit)
-        self._memory.enabled = bool(command & space.COMMAND_MASTER)
-        self._remap()
-        self._follow_msix()
-
-    def _follow_msix(self) -> None:
-        if self.msix is not None:
-            control = self.config.get(self._msix_at + 2, 2)
-            self.msix.enabled = bool(control & ENABLE)
-            self.msix.function_masked = bool(control & FUNCTION_MASK)
-            self.msix.may_send = self._memory.enabled
-            self.msix.flush()
-        self._drive_line()
-
-    def _remap(self) -> None:
-        mapped = tuple(bar.address if bar.enabled else None for bar in self.bars)
-        if mapped != self._mapped:
+        """Let everything be what configuration space says now, whatever was written before."""
+        msix = self.msix
+        # Whoever writes last must see all writes; what is told to others is told without the lock.
+        with self._following:
+            command = self.config.get(space.COMMAND, 2) if self.awake else 0
+            for bar in self.bars:
+                bit = space.COMMAND_IO if bar.kind == "io" else space.COMMAND_MEMORY
+                bar.decoding = bool(command & bit)
+            self._memory.enabled = bool(command & space.COMMAND_MASTER)
+            if msix is not None:
+                control = self.config.get(self._msix_at + 2, 2)
+                msix.enabled = bool(control & ENABLE)
+                msix.function_masked = bool(control & FUNCTION_MASK)
+                msix.may_send = self._memory.enabled
+            mapped = tuple(bar.address if bar.enabled else None for bar in self.bars)
+            moved = mapped != self._mapped
             self._mapped = mapped
-            if self.on_mapping is not None:
-                self.on_mapping()
+        if moved and self.on_mapping is not None:
+            self.on_mapping()
+        if msix is not None:
+            msix.flush()
+        self._drive_line()
 
     def _set_level(self, index: int, level: bool) -> None:
         with self._line_lock:
@@ -425,7 +425,7 @@ class Function:
         for at, each in placed.items():
             if each.id == MSIX:
                 self._msix_at = at
-                self.config.watch(at + 2, 2, self._follow_msix)
+                self.config.watch(at + 2, 2, self._follow)
 
     # --- tracing ---------------------------------------------------------------------------------
 

@@ -10,8 +10,8 @@
                                  +4  table: offset | BAR       +8  pending bits: offset | BAR
 
 A message that cannot go sets its pending bit and goes when it can. The specification says so of
-masked vectors (6.8.3.4 and 6.8.3.5). Here it also holds while bus mastering is off or the function is
-in D3hot: the function may not write then (6.2.2, command bit 2), and a driver that turns bus
+masked vectors (6.8.3.4 and 6.8.3.5). Here it also holds while bus mastering is off or the function
+is in D3hot: the function may not write then (6.2.2, command bit 2), and a driver that turns bus
 mastering on after it unmasked loses nothing.
 """
 

@@ -1,0 +1,210 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Build the guest programs that need no operating system, for every architecture.
+
+    python guest/build.py [NAME...]      all, or the guests of these names
+
+Sources are examples/*/guest.c, guest/bare/agent.c and tests/guest/*.c; a guest is named after its
+folder (examples) or its file. Results are build/guest/ARCHITECTURE/NAME.elf, and the C headers of
+the examples' devices in build/guest/include. What is newer than all it is made of is left alone.
+
+The compiler is the PyPI package ziglang: one clang and lld for all architectures.
+"""
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+GUEST = ROOT / "guest"
+BARE = GUEST / "bare"
+BUILD = ROOT / "build" / "guest"
+
+FLAGS = (
+    "-std=c11 -ffreestanding -nostdlib -static -O2 -g0 -Wall -Wextra -Werror -Wno-main "
+    "-fno-sanitize=all -fno-stack-protector -fno-pic -fno-asynchronous-unwind-tables "
+    "-Wl,-z,max-page-size=4096"
+).split()
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How one architecture is built: zig's name of it, and what of guest/bare it shares."""
+
+    name: str
+    target: str
+    flags: tuple[str, ...]
+    shared: str
+
+    @property
+    def sources(self) -> list[Path]:
+        """The start code and what else is its own."""
+        own = BARE / self.name
+        return [*sorted(own.glob("*.S")), *sorted(own.glob("*.c")), BARE / self.shared / "messages.c"]
+
+
+# Interrupt handlers and code before the floating-point unit is on: general registers only. No red
+# zone, since interrupts use the same stack.
+ARCHITECTURES = (
+    Architecture("x86_64", "x86_64", ("-mgeneral-regs-only", "-mno-red-zone"), "pc"),
+    Architecture("i386", "x86", ("-mgeneral-regs-only",), "pc"),
+    Architecture("aarch64", "aarch64", ("-mgeneral-regs-only", "-mstrict-align"), "virt"),
+    Architecture(
+        "riscv64",
+        "riscv64",
+        ("-mcpu=generic_rv64+m+a+c+zicsr", "-mabi=lp64", "-mcmodel=medany"),
+        "virt",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Guest:
+    """One program. `device` is the file whose header it includes, if there is one."""
+
+    name: str
+    source: Path
+    device: Path | None = None
+
+
+class BuildError(Exception):
+    """Something could not be built; the text says what and why."""
+
+
+def guests() -> list[Guest]:
+    """All guests of the repository."""
+    found = [Guest("agent", BARE / "agent.c")]
+    for source in sorted(ROOT.glob("examples/*/guest.c")):
+        device = source.with_name("device.py")
+        found.append(Guest(source.parent.name, source, device if device.exists() else None))
+    found += [Guest(source.stem, source) for source in sorted(ROOT.glob("tests/guest/*.c"))]
+    return found
+
+
+def is_current(result: Path, sources: list[Path]) -> bool:
+    """Whether `result` is newer than each of `sources`."""
+    if not result.exists():
+        return False
+    made = result.stat().st_mtime_ns
+    return all(source.stat().st_mtime_ns < made for source in sources)
+
+
+def common_sources() -> list[Path]:
+    """What every guest is made of."""
+    files = [path for path in GUEST.rglob("*") if path.suffix in {".c", ".h", ".S", ".ld"}]
+    return [path for path in files if "linux" not in path.parts] + [Path(__file__)]
+
+
+def write_header(device: Path) -> Path | None:
+    """Write the C headers of the devices in a device file; returns the newest one's path."""
+    sys.path.insert(0, str(ROOT / "src"))
+    from callgate.device import Device
+    from callgate.generate import header
+
+    name = f"callgate_example_{device.parent.name}"
+    specification = importlib.util.spec_from_file_location(name, device)
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module
+    specification.loader.exec_module(module)
+    result = None
+    for value in list(vars(module).values()):
+        if isinstance(value, type) and issubclass(value, Device) and value.__module__ == name:
+            result = BUILD / "include" / f"{value.spec.name}.h"
+            text = header(value)
+            if not result.exists() or result.read_text("utf-8") != text:
+                result.parent.mkdir(parents=True, exist_ok=True)
+                result.write_text(text, "utf-8")
+                print(f"build/guest/include/{result.name}")
+    return result
+
+
+def compile_guest(architecture: Architecture, guest: Guest, result: Path) -> None:
+    """Compile and link one guest."""
+    result.parent.mkdir(parents=True, exist_ok=True)
+    bare = BARE / architecture.name
+    unfinished = result.with_suffix(f".{os.getpid()}.part")
+    command = [
+        *(sys.executable, "-m", "ziglang", "cc"),
+        *("-target", f"{architecture.target}-freestanding-none"),
+        *architecture.flags,
+        *FLAGS,
+        *(f"-I{path}" for path in (GUEST / "include", BARE / "include", BUILD / "include")),
+        *("-iquote", str(bare), "-iquote", str(BARE)),
+        f"-Wl,-T,{bare / 'link.ld'}",
+        *(str(path) for path in (guest.source, *sorted(BARE.glob("*.c")))),
+        *(str(path) for path in architecture.sources),
+        *("-o", str(unfinished)),
+    ]
+    agent = str(BARE / "agent.c")
+    if guest.source != BARE / "agent.c":
+        command.remove(agent)
+    else:
+        command.remove(agent)  # the glob's; the guest's own stays
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    if done.returncode:
+        unfinished.unlink(missing_ok=True)
+        raise BuildError(f"{shown(result)} was not built:\n{done.stderr.strip()}")
+    unfinished.replace(result)
+
+
+def shown(path: Path) -> str:
+    """A path as one reads it in the repository."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def build(names: list[str]) -> None:
+    """Build what is not current. Raises BuildError after all that could be built was built."""
+    known = guests()
+    for name in names:
+        if name not in {guest.name for guest in known}:
+            listed = ", ".join(guest.name for guest in known)
+            raise BuildError(f"The guest must be one of {listed}, not {name}.")
+    if importlib.util.find_spec("ziglang") is None:
+        raise BuildError('ziglang must be installed: pip install "callgate[guest]"')
+    common = common_sources()
+    errors: list[str] = []
+
+    def one(architecture: Architecture, guest: Guest, sources: list[Path]) -> None:
+        result = BUILD / architecture.name / f"{guest.name}.elf"
+        if is_current(result, sources):
+            return
+        try:
+            compile_guest(architecture, guest, result)
+            print(shown(result))
+        except BuildError as error:
+            errors.append(str(error))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for guest in known:
+            if names and guest.name not in names:
+                continue
+            sources = [*common, guest.source]
+            if guest.device is not None:
+                made = write_header(guest.device)
+                sources += [made] if made is not None else []
+            for architecture in ARCHITECTURES:
+                pool.submit(one, architecture, guest, sources)
+    if errors:
+        raise BuildError("\n\n".join(errors))
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a guest; all, if none is named")
+    try:
+        build(parser.parse_args().names)
+    except BuildError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

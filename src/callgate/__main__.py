@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: MIT
+"""`python -m callgate`."""
+
+from callgate.cli import main
+
+main()

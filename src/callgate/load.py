@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: MIT
+"""Device files: a Python file that defines a Device."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from callgate.device import Device
+from callgate.errors import CallgateError, LoadError
+
+
+class DeviceFileBug(Exception):
+    """The file itself raised while it was executed; `__cause__` is what it raised."""
+
+
+def load_device_class(place: str | Path) -> type[Device]:
+    """The Device class that a file defines. `FILE:CLASS` chooses where it defines several.
+
+    Raises LoadError (a sentence) when there is no such file, class or valid Python, DeclarationError
+    when the class's body is wrong, and DeviceFileBug for any other exception from the file.
+    """
+    text = str(place)
+    path, wanted = Path(text), ""
+    if not path.exists() and ":" in text:
+        head, _, wanted = text.rpartition(":")
+        path = Path(head)
+    module = _execute(path)
+    classes = {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, type)
+        and issubclass(value, Device)
+        and value.__module__ == module.__name__
+        and "id" in dir(value)
+    }
+    names = ", ".join(classes)
+    if wanted:
+        if wanted not in classes:
+            raise LoadError(f"{path} must define the Device {wanted}; it defines {names or 'none'}")
+        return classes[wanted]
+    if not classes:
+        raise LoadError(f"{path} must define a subclass of callgate.Device with an id; it has none")
+    if len(classes) > 1:
+        raise LoadError(f"{path} defines {names}: say which one, as {path}:{next(iter(classes))}")
+    return next(iter(classes.values()))
+
+
+def _execute(path: Path) -> ModuleType:
+    name = f"callgate_device_{path.parent.name}_{path.stem}".replace("-", "_")
+    if path.suffix != ".py" or not path.is_file():
+        raise LoadError(f"{path} must be a Python file that exists")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # Annotations are resolved through it.
+    try:
+        spec.loader.exec_module(module)
+    except CallgateError:
+        raise
+    except SyntaxError as error:
+        raise LoadError(f"{path}, line {error.lineno}, must be Python: {error.msg}") from None
+    except UnicodeDecodeError as error:
+        raise LoadError(f"{path} must be a text file in UTF-8: {error}") from None
+    except Exception as error:
+        raise DeviceFileBug(str(path)) from error
+    return module
+
+
+def find_guest(device_file: Path, arch: str) -> Path:
+    """The guest program that belongs to a device file: build/guest/ARCH/FOLDER.elf, where FOLDER is
+    the file's folder and `build` stands beside it or above. Raises LoadError when there is none."""
+    folder = device_file.resolve().parent
+    for above in (folder, *folder.parents):
+        candidate = above / "build" / "guest" / arch / f"{folder.name}.elf"
+        if candidate.is_file():
+            return candidate
+    raise LoadError(
+        f"{device_file} must have a guest program for {arch}: build it with "
+        f"`python guest/build.py`, or name one with --guest"
+    )

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: MIT
+"""Configuration space as a hex dump that `lspci -F FILE -vvv` reads and judges."""
+
+from __future__ import annotations
+
+from callgate.pci import config as space
+from callgate.pci.bus import Bus
+
+
+def dump(bus: Bus, *, extended: bool = False) -> str:
+    """The functions of a bus, 256 bytes of each, or all 4096 if `extended`."""
+    length = space.SIZE if extended else space.CAPABILITY_END
+    blocks = []
+    for place, function in bus.functions.items():
+        data = function.config.dump(length)
+        rows = (
+            f"{offset:02x}: {data[offset : offset + 16].hex(' ')}"
+            for offset in range(0, length, 16)
+        )
+        blocks.append("\n".join((f"{place} {function.name}", *rows)) + "\n")
+    return "\n".join(blocks)
