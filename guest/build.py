@@ -48,12 +48,13 @@ class Architecture:
         return [*sorted(own.glob("*.S")), *sorted(own.glob("*.c")), BARE / self.shared / "messages.c"]
 
 
-# Interrupt handlers and code before the floating-point unit is on: general registers only. No red
-# zone, since interrupts use the same stack.
+# General registers only: nobody turned the floating-point unit on, and interrupt handlers save no
+# more. No red zone: interrupts use the same stack. Aligned accesses: the MMU is off.
+_X86_PLAIN = "-x87-mmx-sse-sse2+soft_float"
 ARCHITECTURES = (
-    Architecture("x86_64", "x86_64", ("-mgeneral-regs-only", "-mno-red-zone"), "pc"),
-    Architecture("i386", "x86", ("-mgeneral-regs-only",), "pc"),
-    Architecture("aarch64", "aarch64", ("-mgeneral-regs-only", "-mstrict-align"), "virt"),
+    Architecture("x86_64", "x86_64", (f"-mcpu=x86_64{_X86_PLAIN}", "-mno-red-zone"), "pc"),
+    Architecture("i386", "x86", (f"-mcpu=i686{_X86_PLAIN}",), "pc"),
+    Architecture("aarch64", "aarch64", ("-mcpu=generic-neon-fp_armv8+strict_align",), "virt"),
     Architecture(
         "riscv64",
         "riscv64",

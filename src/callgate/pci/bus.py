@@ -96,11 +96,6 @@ class Mapping:
         """First address behind it."""
         return self.address + self.length
 
-    @property
-    def base(self) -> int:
-        """Where the window's first byte is, or would be."""
-        return self.address - self.offset
-
 
 class Bus:
     """Bus 0: devices in slots 1 to 31, up to 8 functions each; the host bridge is in slot 0.
@@ -307,7 +302,8 @@ class Bus:
         """A guest's read of 1, 2, 4 or 8 bytes at a guest physical address."""
         found = self._ram_decode.find(address, size)
         if found is not None:
-            return found.window.read(address - found.base, size)
+            _, base, window = found
+            return window.read(address - base, size)
         if size in SIZES:
             try:
                 return int.from_bytes(self._memory.read(address, size), "little")
@@ -320,7 +316,8 @@ class Bus:
         value &= ones(size)
         found = self._ram_decode.find(address, size)
         if found is not None:
-            found.window.write(address - found.base, size, value)
+            _, base, window = found
+            window.write(address - base, size, value)
             return
         if size in SIZES:
             try:
@@ -334,14 +331,16 @@ class Bus:
         """A guest's read of 1, 2 or 4 bytes at an I/O port."""
         found = self._port_decode.find(port, size)
         if found is not None:
-            return found.window.read(port - found.base, size)
+            _, base, window = found
+            return window.read(port - base, size)
         return self._nothing("port read", port, size)
 
     def io_write(self, port: int, size: int, value: int) -> None:
         """A guest's write of 1, 2 or 4 bytes at an I/O port."""
         found = self._port_decode.find(port, size)
         if found is not None:
-            found.window.write(port - found.base, size, value & ones(size))
+            _, base, window = found
+            window.write(port - base, size, value & ones(size))
             return
         self._nothing("port write", port, size)
 
@@ -400,19 +399,23 @@ class Bus:
 class _Decode:
     """Mappings, to be found by address. Never changed: a bus replaces it as a whole."""
 
-    __slots__ = ("_starts", "mappings")
+    __slots__ = ("_found", "_starts", "mappings")
 
     def __init__(self, mappings: Iterable[Mapping]) -> None:
         self.mappings = tuple(sorted(mappings, key=lambda mapping: mapping.address))
         self._starts = [mapping.address for mapping in self.mappings]
+        self._found = [
+            (mapping.end, mapping.address - mapping.offset, mapping.window)
+            for mapping in self.mappings
+        ]
 
-    def find(self, address: int, size: int) -> Mapping | None:
-        """The mapping that holds the whole access, if its size is one that exists."""
+    def find(self, address: int, size: int) -> tuple[int, int, Window] | None:
+        """Who answers the whole access, if its size is one that exists: (end, base, window)."""
         index = bisect_right(self._starts, address) - 1
         if index >= 0 and size in SIZES:
-            mapping = self.mappings[index]
-            if address + size <= mapping.address + mapping.length:
-                return mapping
+            found = self._found[index]
+            if address + size <= found[0]:
+                return found
         return None
 
 

@@ -27,12 +27,7 @@ from callgate.gate.vectors import VectorTable
 from callgate.memory import anonymous
 from callgate.pci import config as space
 from callgate.pci.bar import BarState, Kind, Read, Window, Write
-from callgate.pci.capability import (
-    MSIX,
-    VENDOR_SPECIFIC,
-    Capability,
-    place,
-)
+from callgate.pci.capability import MSIX, VENDOR_SPECIFIC, Capability, place
 from callgate.pci.config import ConfigSpace, define_header
 from callgate.pci.msix import ENABLE, FUNCTION_MASK, Msix, MsixCapability
 from callgate.register import Bar
@@ -186,10 +181,12 @@ class Function:
 
     def config_write(self, offset: int, size: int, value: int) -> None:
         """A guest's write to configuration space."""
+        if self._trace is None:
+            self.config.write(offset, size, value)
+            return
         began = time.perf_counter()
         self.config.write(offset, size, value)
-        if self._trace is not None:
-            self._record("config write", f"{offset:#04x}", (value,), "", began)
+        self._record("config write", f"{offset:#04x}", (value,), "", began)
 
     def reset(self) -> None:
         """Reset the function: configuration, interrupts, gate, registers, then the model."""
@@ -220,9 +217,9 @@ class Function:
 
         The gate's interrupt is MSI-X only, since the gate has no register to deassert it by.
         """
+        began = time.perf_counter() if self._trace is not None else 0.0
         msix = self.msix
         assert msix is not None
-        began = time.perf_counter()
         if msix.enabled or msix.signal is not None:
             msix.trigger(index)
         elif index < len(self.device.spec.interrupts):

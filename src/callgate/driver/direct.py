@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: MIT
+"""A door into a machine in this process: no processor, the driver's accesses go to the bus as they are.
+
+It is what the loopback backend offers, and works beside any other in-process machine that is not
+running.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from callgate.driver.door import DmaMemory
+from callgate.gate.abi import MAX_REGISTER_VALUES, Instruction, Status, round_up
+
+if TYPE_CHECKING:
+    from callgate.machine import Machine
+
+_ALIGN = 64
+
+
+class DirectDoor:
+    """Driver's accesses straight to a machine's bus, memory and vectors. From any thread."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._bus = machine.bus
+        self._memory = machine.memory
+        self._ecam = machine.board.ecam.base
+        self._slots = threading.local()
+        self._lock = threading.Lock()
+        ram = machine.memory.slots[0]
+        self._next, self._end = ram.gpa + ram.length // 2, ram.end
+        self.read = self._bus.mem_read
+        self.write = self._bus.mem_write
+        self.io_read = self._bus.io_read
+        self.io_write = self._bus.io_write
+        self.load = self._memory.read
+
+    def functions(self) -> Iterator[int]:
+        """See `Door`."""
+        for slot in range(32):
+            header = self.config_read(slot << 3, 0x0E, 1)
+            for number in range(8 if header & 0x80 and header != 0xFF else 1):
+                function = slot << 3 | number
+                if self.config_read(function, 0, 2) != 0xFFFF:
+                    yield function
+
+    def config_read(self, function: int, offset: int, size: int) -> int:
+        """See `Door`; through ECAM."""
+        return self._bus.mem_read(self._ecam + (function << 12) + offset, size)
+
+    def config_write(self, function: int, offset: int, size: int, value: int) -> None:
+        """See `Door`; through ECAM."""
+        self._bus.mem_write(self._ecam + (function << 12) + offset, size, value)
+
+    def hypercall(
+        self, instruction: Instruction, selector: int, vector: int, slots: tuple[int, ...]
+    ) -> tuple[Status, tuple[int, ...]]:
+        """See `Door`."""
+        try:
+            slot = self._slots.slot
+        except AttributeError:  # One for each thread, as for each vCPU.
+            slot = self._slots.slot = self._machine.table.slot()
+        padded = (*slots, *(0,) * (MAX_REGISTER_VALUES - len(slots)))
+        status, results = self._machine.router.call(slot, vector, lambda count: padded[:count])
+        return status, results
+
+    def map(self, address: int, length: int) -> memoryview | None:
+        """See `Door`: RAM, and windows of BARs that are plain memory."""
+        mappings = [each for each in self._bus.mappings() if each.kind == "memory"]
+        index = bisect_right([each.address for each in mappings], address) - 1
+        if index >= 0:
+            found = mappings[index]
+            ram = found.window.ram
+            if ram is not None and address + length <= found.end:
+                start = address - found.base
+                return ram[start : start + length]
+        if self._memory.overlaps(address, length):
+            return self._memory.map(address, length, write=True)
+        return None
+
+    def allocate(self, length: int) -> DmaMemory:
+        """See `Door`; from the upper half of RAM, and never given back: drivers are short-lived."""
+        with self._lock:
+            gpa, end = self._next, self._next + round_up(max(length, 1), _ALIGN)
+            if end > self._end:
+                raise MemoryError(f"{length} bytes for DMA are more than the machine's RAM has left")
+            self._next = end
+        self._memory.write(gpa, bytes(length))
+        return DmaMemory(gpa, length)
+
+    def store(self, gpa: int, data: bytes) -> None:
+        """See `Door`."""
+        self._memory.write(gpa, data)
+
+    def pause(self, seconds: float) -> None:
+        """See `Door`: run the timers that are due, and sleep if none was."""
+        if not self._machine.timers.run_due():
+            time.sleep(seconds)
