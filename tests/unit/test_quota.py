@@ -37,11 +37,11 @@ def test_in_flight_bounds_what_is_not_given_back() -> None:
 
 def test_the_bucket_is_full_at_first_and_refills_at_the_rate() -> None:
     clock = Clock()
-    quota = Quota(per_second=10, burst=4, clock=clock)
+    quota = Quota(per_second=8, burst=4, clock=clock)
     assert taken(quota) == 4
-    clock.now += 0.25
+    clock.now += 5 / 16
     assert taken(quota) == 2
-    clock.now += 0.05  # Half a call was left over: now it is a whole one.
+    clock.now += 1 / 16  # Half a call was left over: now it is a whole one.
     assert taken(quota) == 1
     clock.now += 3600
     assert taken(quota) == 4

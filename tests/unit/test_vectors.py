@@ -213,10 +213,9 @@ def test_ten_million_binds_are_ten_million_vectors() -> None:
     seen = bytearray(1 << 24)
     for _ in range(10_000_000):
         binding = issue("adder", "add", 1, None)
-        seen[binding.vector] += 1
+        seen[binding.vector] = 1
         revoke(binding)
     assert seen.count(1) == 10_000_000
-    assert seen.count(0) == len(seen) - 10_000_000
     sample = range(0, len(seen), 997)
     assert all((table.judge(each) is Status.REVOKED) == seen[each] for each in sample)
 
@@ -932,14 +931,14 @@ def test_a_rewound_table_reissues_only_what_was_live() -> None:
 
 
 def test_a_restored_table_can_be_rewound_again() -> None:
-    state = through_json(table := VectorTable(seed=1))
-    bind(table)
+    table = VectorTable(seed=1)
+    vector = bind(table).vector
     state = through_json(table)
     other = VectorTable(seed=2)
     binding = bind(other)
     for _ in range(3):
         other.restore(state)
-        assert table.lookup(binding.vector) is not None
+        assert binding.vector == vector
         [binding] = other.rebind("adder")
 
 

@@ -96,6 +96,11 @@ class Mapping:
         """First address behind it."""
         return self.address + self.length
 
+    @property
+    def base(self) -> int:
+        """Where the window's first byte is, or would be."""
+        return self.address - self.offset
+
 
 class Bus:
     """Bus 0: devices in slots 1 to 31, up to 8 functions each; the host bridge is in slot 0.
@@ -405,7 +410,7 @@ class _Decode:
         self.mappings = tuple(sorted(mappings, key=lambda mapping: mapping.address))
         self._starts = [mapping.address for mapping in self.mappings]
         self._found = [
-            (mapping.end, mapping.address - mapping.offset, mapping.window)
+            (mapping.end, mapping.base, mapping.window)
             for mapping in self.mappings
         ]
 

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: MIT
+"""The vector table against a model of three sets: issued, live and denied.
+
+The table is tiny, so that indices wrap, retire and run out within a few steps, and every number
+that could be a vector is judged after every step.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from callgate.errors import VectorError, VectorsExhausted
+from callgate.gate.abi import Status
+from callgate.gate.vectors import Binding, VectorTable
+
+INDEX_BITS, TAG_BITS = 3, 2
+INDICES = (1 << INDEX_BITS) - 1
+ALL = range(1 << TAG_BITS, 1 << INDEX_BITS + TAG_BITS)
+"""Every number that can be a vector."""
+
+Name = tuple[str, str]
+NAMES: list[Name] = [(owner, name) for owner in ("adder", "timer") for name in "abc"]
+names = st.sampled_from(NAMES)
+owners = st.sampled_from(["adder", "timer"])
+seeds = st.integers(0, 99)
+
+
+class Vectors(RuleBasedStateMachine):
+    @initialize(seed=seeds)
+    def begin(self, seed: int) -> None:
+        self.table = self.new(seed)
+        self.slot = self.table.slot()
+        self.issued: set[int] = set()
+        self.live: dict[Name, tuple[int, Binding]] = {}
+        self.stale: list[Binding] = []
+        self.denied: set[tuple[str, str | None]] = set()
+        self.snapshot: tuple[Any, dict[Name, int], set[int]] | None = None
+
+    def new(self, seed: int) -> VectorTable:
+        return VectorTable(seed=seed, index_bits=INDEX_BITS, tag_bits=TAG_BITS)
+
+    def can_bind(self) -> bool:
+        bound = {vector >> TAG_BITS for vector, _ in self.live.values()}
+        return any(each not in self.issued and each >> TAG_BITS not in bound for each in ALL)
+
+    def record(self, name: Name, binding: Binding) -> None:
+        assert (binding.owner, binding.name) == name
+        assert binding.vector in ALL
+        assert binding.vector not in self.issued
+        self.issued.add(binding.vector)
+        self.live[name] = binding.vector, binding
+
+    def is_denied(self, name: Name) -> bool:
+        return name in self.denied or (name[0], None) in self.denied
+
+    # What the host does
+
+    @rule(name=names)
+    def bind(self, name: Name) -> None:
+        if name in self.live:
+            return
+        if self.can_bind():
+            self.record(name, self.table.bind(*name, signature=1, target=None))
+        else:
+            with pytest.raises(VectorsExhausted):
+                self.table.bind(*name, signature=1, target=None)
+
+    @rule(name=names)
+    def revoke(self, name: Name) -> None:
+        if name in self.live:
+            _, binding = self.live.pop(name)
+            self.table.revoke(binding)
+            self.stale.append(binding)
+
+    @precondition(lambda self: self.stale)
+    @rule(data=st.data())
+    def revoke_again(self, data: st.DataObject) -> None:
+        self.table.revoke(data.draw(st.sampled_from(self.stale)))
+
+    @rule(owner=owners)
+    def revoke_owner(self, owner: str) -> None:
+        old = {name: self.live.pop(name) for name in NAMES if name[0] == owner and name in self.live}
+        revoked = self.table.revoke_owner(owner)
+        assert {id(each) for each in revoked} == {id(binding) for _, binding in old.values()}
+        self.stale += revoked
+
+    @rule(owner=owners)
+    def reset(self, owner: str) -> None:
+        old = [name for name in NAMES if name[0] == owner and name in self.live]
+        spare = len(set(ALL) - self.issued)
+        if spare < len(ALL) // 2:
+            return  # It could run out halfway; `bind` has that to itself.
+        self.stale += [self.live.pop(name)[1] for name in old]
+        new = self.table.rebind(owner)
+        assert len(new) == len(old)
+        for binding in new:
+            self.record((owner, binding.name), binding)
+
+    @rule(owner=owners, name=st.sampled_from([None, *"abc"]))
+    def deny(self, owner: str, name: str | None) -> None:
+        self.table.deny(owner, name)
+        self.denied.add((owner, name))
+
+    @rule(owner=owners, name=st.sampled_from([None, *"abc"]))
+    def allow(self, owner: str, name: str | None) -> None:
+        self.table.allow(owner, name)
+        self.denied.discard((owner, name))
+
+    # Snapshots
+
+    @rule()
+    def take_snapshot(self) -> None:
+        state = json.loads(json.dumps(self.table.state()))
+        vectors = {name: vector for name, (vector, _) in self.live.items()}
+        self.snapshot = state, vectors, set(self.issued)
+
+    def bind_for(self, wanted: dict[Name, int]) -> bool:
+        """Make the live names those of the snapshot; False if there are not vectors enough."""
+        for name in NAMES:
+            if name in self.live and name not in wanted:
+                self.revoke(name)
+        for name in wanted:
+            self.bind(name)
+        return self.live.keys() == wanted.keys()
+
+    def restored(self, vectors: dict[Name, int]) -> None:
+        for name, vector in vectors.items():
+            self.live[name] = vector, self.live[name][1]
+        self.issued.update(vectors.values())
+
+    @precondition(lambda self: self.snapshot is not None)
+    @rule()
+    def rewind(self) -> None:
+        """Restore into this table, which has issued vectors since."""
+        assert self.snapshot is not None
+        state, vectors, issued = self.snapshot
+        if not self.bind_for(vectors):
+            return
+        self.restore(state, vectors, issued)
+
+    @precondition(lambda self: self.snapshot is not None)
+    @rule(seed=st.integers(100, 199))
+    def restore_elsewhere(self, seed: int) -> None:
+        """Restore into another machine, which has bound its calls already."""
+        assert self.snapshot is not None
+        state, vectors, issued = self.snapshot
+        self.table = self.new(seed)
+        self.slot = self.table.slot()
+        self.issued, self.live, self.stale, self.denied = set(), {}, [], set()
+        assert self.bind_for(dict(reversed(vectors.items())))
+        self.restore(state, vectors, issued)
+
+    def restore(self, state: Any, vectors: dict[Name, int], issued: set[int]) -> None:
+        before = self.table.state()
+        try:
+            self.table.restore(state)
+        except VectorError as error:
+            # This table gave one of the vectors to another call, which only a tiny one does.
+            assert "restore into a new machine" in str(error)
+            assert before["key"] != state["key"]
+            assert self.issued & set(vectors.values())
+            assert self.table.state() == before
+        else:
+            self.restored(vectors)
+            self.issued |= issued
+
+    # What must hold
+
+    @invariant()
+    def every_number_is_judged_right(self) -> None:
+        live = {vector: binding for vector, binding in self.live.values()}
+        assert self.table.live == live
+        for vector in range(1 << INDEX_BITS + TAG_BITS + 1):
+            if vector in live:
+                assert self.table.judge(vector) is Status.BUSY
+                assert self.table.lookup(vector) is live[vector]
+                assert live[vector].vector == vector
+            elif vector in self.issued:
+                assert self.table.judge(vector) is Status.REVOKED
+            else:
+                assert self.table.judge(vector) is Status.NO_SUCH_VECTOR
+
+    @invariant()
+    def calls_are_answered_right(self) -> None:
+        for name, (_, binding) in self.live.items():
+            expected = Status.DENIED if self.is_denied(name) else None
+            assert self.call(binding) is expected
+        for binding in self.stale:
+            assert self.call(binding) is Status.REVOKED
+
+    def call(self, binding: Binding) -> Status | None:
+        status = self.table.enter(self.slot, binding)
+        if status is None:
+            self.table.leave(self.slot)
+        return status
+
+
+TestVectors = Vectors.TestCase
+TestVectors.settings = settings(max_examples=60, stateful_step_count=40)
