@@ -26,10 +26,11 @@ BARE = GUEST / "bare"
 BUILD = ROOT / "build" / "guest"
 
 FLAGS = (
-    "-std=c11 -ffreestanding -nostdlib -static -O2 -g0 -Wall -Wextra -Werror -Wno-main "
-    "-fno-sanitize=all -fno-stack-protector -fno-pic -fno-asynchronous-unwind-tables "
-    "-Wl,-z,max-page-size=4096"
-).split()
+    *("-std=c11", "-ffreestanding", "-nostdlib", "-static", "-O2", "-g0"),
+    *("-Wall", "-Wextra", "-Werror"),
+    *("-fno-pic", "-fno-sanitize=all", "-fno-stack-protector", "-fno-asynchronous-unwind-tables"),
+    "-Wl,-z,max-page-size=4096",
+)
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,10 @@ class Architecture:
 
     @property
     def sources(self) -> list[Path]:
-        """The start code and what else is its own."""
-        own = BARE / self.name
-        return [*sorted(own.glob("*.S")), *sorted(own.glob("*.c")), BARE / self.shared / "messages.c"]
+        """What of guest/bare each of its guests is linked with."""
+        common = [BARE / name for name in ("bare.c", "environment.c", "stdio.c", "string.c")]
+        own = [path for path in sorted((BARE / self.name).iterdir()) if path.suffix in {".S", ".c"}]
+        return [*own, *common, BARE / self.shared / "messages.c"]
 
 
 # General registers only: nobody turned the floating-point unit on, and interrupt handlers save no
@@ -101,27 +103,23 @@ def common_sources() -> list[Path]:
     return [path for path in files if "linux" not in path.parts] + [Path(__file__)]
 
 
-def write_header(device: Path) -> Path | None:
-    """Write the C headers of the devices in a device file; returns the newest one's path."""
+def write_header(device: Path) -> Path:
+    """Write the C header of the device that a file defines; returns the header's path."""
     sys.path.insert(0, str(ROOT / "src"))
-    from callgate.device import Device
+    from callgate.errors import CallgateError
     from callgate.generate import header
+    from callgate.load import load_device_class
 
-    name = f"callgate_example_{device.parent.name}"
-    specification = importlib.util.spec_from_file_location(name, device)
-    assert specification is not None and specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module
-    specification.loader.exec_module(module)
-    result = None
-    for value in list(vars(module).values()):
-        if isinstance(value, type) and issubclass(value, Device) and value.__module__ == name:
-            result = BUILD / "include" / f"{value.spec.name}.h"
-            text = header(value)
-            if not result.exists() or result.read_text("utf-8") != text:
-                result.parent.mkdir(parents=True, exist_ok=True)
-                result.write_text(text, "utf-8")
-                print(f"build/guest/include/{result.name}")
+    try:
+        device_class = load_device_class(device)
+        text = header(device_class)
+    except CallgateError as error:
+        raise BuildError(f"{shown(device)} gave no C header: {error}") from error
+    result = BUILD / "include" / f"{device_class.spec.name}.h"
+    if not result.exists() or result.read_text("utf-8") != text:
+        result.parent.mkdir(parents=True, exist_ok=True)
+        result.write_text(text, "utf-8")
+        print(shown(result))
     return result
 
 
@@ -138,15 +136,9 @@ def compile_guest(architecture: Architecture, guest: Guest, result: Path) -> Non
         *(f"-I{path}" for path in (GUEST / "include", BARE / "include", BUILD / "include")),
         *("-iquote", str(bare), "-iquote", str(BARE)),
         f"-Wl,-T,{bare / 'link.ld'}",
-        *(str(path) for path in (guest.source, *sorted(BARE.glob("*.c")))),
-        *(str(path) for path in architecture.sources),
+        *(str(path) for path in (guest.source, *architecture.sources)),
         *("-o", str(unfinished)),
     ]
-    agent = str(BARE / "agent.c")
-    if guest.source != BARE / "agent.c":
-        command.remove(agent)
-    else:
-        command.remove(agent)  # the glob's; the guest's own stays
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     if done.returncode:
         unfinished.unlink(missing_ok=True)
@@ -173,11 +165,10 @@ def build(names: list[str]) -> None:
 
     def one(architecture: Architecture, guest: Guest, sources: list[Path]) -> None:
         result = BUILD / architecture.name / f"{guest.name}.elf"
-        if is_current(result, sources):
-            return
         try:
-            compile_guest(architecture, guest, result)
-            print(shown(result))
+            if not is_current(result, sources):
+                compile_guest(architecture, guest, result)
+                print(shown(result))
         except BuildError as error:
             errors.append(str(error))
 
@@ -187,8 +178,7 @@ def build(names: list[str]) -> None:
                 continue
             sources = [*common, guest.source]
             if guest.device is not None:
-                made = write_header(guest.device)
-                sources += [made] if made is not None else []
+                sources.append(write_header(guest.device))
             for architecture in ARCHITECTURES:
                 pool.submit(one, architecture, guest, sources)
     if errors:

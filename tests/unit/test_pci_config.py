@@ -133,7 +133,7 @@ def test_masks_hold_whatever_is_written(
     can_clear = int.from_bytes(w1c, "little")
     for offset, size, data in writes:
         config.write(0x40 + offset, size, data)
-        if size in (1, 2, 4) and offset % size == 0 and 0 <= offset and offset + size <= 8:
+        if size in (1, 2, 4) and offset % size == 0 and offset >= 0 and offset + size <= 8:
             covered = ((1 << 8 * size) - 1) << 8 * offset
             shifted = data << 8 * offset & covered
             value = value & ~(can_change & covered) | shifted & can_change

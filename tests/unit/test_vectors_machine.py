@@ -8,6 +8,8 @@ that could be a vector is judged after every step.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -31,19 +33,44 @@ owners = st.sampled_from(["adder", "timer"])
 seeds = st.integers(0, 99)
 
 
+@dataclass
+class Snapshot:
+    """What a table gave out, and the model's side of it."""
+
+    state: Any
+    vectors: dict[Name, int]
+    issued_by: dict[str, set[int]]
+    passed_over: set[int]
+
+
 class Vectors(RuleBasedStateMachine):
     @initialize(seed=seeds)
     def begin(self, seed: int) -> None:
         self.table = self.new(seed)
         self.slot = self.table.slot()
-        self.issued: set[int] = set()
+        # By the key under which a number was drawn, which a restored table takes over.
+        self.issued_by: dict[str, set[int]] = defaultdict(set)
         self.live: dict[Name, tuple[int, Binding]] = {}
         self.stale: list[Binding] = []
         self.denied: set[tuple[str, str | None]] = set()
-        self.snapshot: tuple[Any, dict[Name, int], set[int]] | None = None
+        # Passing over a number that another key has issued spends it under this key as well.
+        self.passed_over: set[int] = set()
+        self.snapshots: list[Snapshot] = []
 
     def new(self, seed: int) -> VectorTable:
         return VectorTable(seed=seed, index_bits=INDEX_BITS, tag_bits=TAG_BITS)
+
+    @property
+    def issued(self) -> set[int]:
+        return set().union(*self.issued_by.values())
+
+    @property
+    def key(self) -> str:
+        return str(self.table.state()["key"])
+
+    def spent(self) -> set[int]:
+        """What is revoked under the present key."""
+        return {vector for vector in ALL if self.table._numbering.spent(vector)}
 
     def can_bind(self) -> bool:
         bound = {vector >> TAG_BITS for vector, _ in self.live.values()}
@@ -53,7 +80,7 @@ class Vectors(RuleBasedStateMachine):
         assert (binding.owner, binding.name) == name
         assert binding.vector in ALL
         assert binding.vector not in self.issued
-        self.issued.add(binding.vector)
+        self.issued_by[self.key].add(binding.vector)
         self.live[name] = binding.vector, binding
 
     def is_denied(self, name: Name) -> bool:
@@ -66,7 +93,11 @@ class Vectors(RuleBasedStateMachine):
         if name in self.live:
             return
         if self.can_bind():
-            self.record(name, self.table.bind(*name, signature=1, target=None))
+            before = self.spent()
+            binding = self.table.bind(*name, signature=1, target=None)
+            self.passed_over |= self.spent() - before
+            assert self.passed_over <= self.issued
+            self.record(name, binding)
         else:
             with pytest.raises(VectorsExhausted):
                 self.table.bind(*name, signature=1, target=None)
@@ -85,7 +116,9 @@ class Vectors(RuleBasedStateMachine):
 
     @rule(owner=owners)
     def revoke_owner(self, owner: str) -> None:
-        old = {name: self.live.pop(name) for name in NAMES if name[0] == owner and name in self.live}
+        old = {
+            name: self.live.pop(name) for name in NAMES if name[0] == owner and name in self.live
+        }
         revoked = self.table.revoke_owner(owner)
         assert {id(each) for each in revoked} == {id(binding) for _, binding in old.values()}
         self.stale += revoked
@@ -97,7 +130,9 @@ class Vectors(RuleBasedStateMachine):
         if spare < len(ALL) // 2:
             return  # It could run out halfway; `bind` has that to itself.
         self.stale += [self.live.pop(name)[1] for name in old]
+        before = self.spent() | {binding.vector for binding in self.stale}
         new = self.table.rebind(owner)
+        self.passed_over |= self.spent() - before
         assert len(new) == len(old)
         for binding in new:
             self.record((owner, binding.name), binding)
@@ -118,7 +153,8 @@ class Vectors(RuleBasedStateMachine):
     def take_snapshot(self) -> None:
         state = json.loads(json.dumps(self.table.state()))
         vectors = {name: vector for name, (vector, _) in self.live.items()}
-        self.snapshot = state, vectors, set(self.issued)
+        issued_by = {key: set(issued) for key, issued in self.issued_by.items()}
+        self.snapshots.append(Snapshot(state, vectors, issued_by, set(self.passed_over)))
 
     def bind_for(self, wanted: dict[Name, int]) -> bool:
         """Make the live names those of the snapshot; False if there are not vectors enough."""
@@ -129,59 +165,58 @@ class Vectors(RuleBasedStateMachine):
             self.bind(name)
         return self.live.keys() == wanted.keys()
 
-    def restored(self, vectors: dict[Name, int]) -> None:
-        for name, vector in vectors.items():
-            self.live[name] = vector, self.live[name][1]
-        self.issued.update(vectors.values())
+    @precondition(lambda self: self.snapshots)
+    @rule(data=st.data())
+    def rewind(self, data: st.DataObject) -> None:
+        """Restore into this table, which has issued vectors since, or comes from elsewhere."""
+        snapshot = data.draw(st.sampled_from(self.snapshots))
+        if self.bind_for(snapshot.vectors):
+            self.restore(snapshot)
 
-    @precondition(lambda self: self.snapshot is not None)
-    @rule()
-    def rewind(self) -> None:
-        """Restore into this table, which has issued vectors since."""
-        assert self.snapshot is not None
-        state, vectors, issued = self.snapshot
-        if not self.bind_for(vectors):
-            return
-        self.restore(state, vectors, issued)
-
-    @precondition(lambda self: self.snapshot is not None)
-    @rule(seed=st.integers(100, 199))
-    def restore_elsewhere(self, seed: int) -> None:
+    @precondition(lambda self: self.snapshots)
+    @rule(seed=st.integers(100, 199), data=st.data())
+    def restore_elsewhere(self, seed: int, data: st.DataObject) -> None:
         """Restore into another machine, which has bound its calls already."""
-        assert self.snapshot is not None
-        state, vectors, issued = self.snapshot
+        snapshot = data.draw(st.sampled_from(self.snapshots))
         self.table = self.new(seed)
         self.slot = self.table.slot()
-        self.issued, self.live, self.stale, self.denied = set(), {}, [], set()
-        assert self.bind_for(dict(reversed(vectors.items())))
-        self.restore(state, vectors, issued)
+        self.issued_by.clear()
+        self.passed_over = set()
+        self.live, self.stale, self.denied = {}, [], set()
+        assert self.bind_for(dict(reversed(snapshot.vectors.items())))
+        self.restore(snapshot)
 
-    def restore(self, state: Any, vectors: dict[Name, int], issued: set[int]) -> None:
+    def restore(self, snapshot: Snapshot) -> None:
+        key = snapshot.state["key"]
+        vectors = snapshot.vectors
         before = self.table.state()
-        try:
-            self.table.restore(state)
-        except VectorError as error:
+        others = set().union(*(issued for k, issued in self.issued_by.items() if k != key))
+        if (others | self.passed_over) & set(vectors.values()):
             # This table gave one of the vectors to another call, which only a tiny one does.
-            assert "restore into a new machine" in str(error)
-            assert before["key"] != state["key"]
-            assert self.issued & set(vectors.values())
+            with pytest.raises(VectorError, match="restore into a new machine"):
+                self.table.restore(snapshot.state)
             assert self.table.state() == before
-        else:
-            self.restored(vectors)
-            self.issued |= issued
+            return
+        self.table.restore(snapshot.state)
+        for name, vector in vectors.items():
+            self.live[name] = vector, self.live[name][1]
+        self.passed_over |= snapshot.passed_over
+        for each, issued in snapshot.issued_by.items():
+            self.issued_by[each] |= issued
 
     # What must hold
 
     @invariant()
     def every_number_is_judged_right(self) -> None:
-        live = {vector: binding for vector, binding in self.live.values()}
+        live = dict(self.live.values())
         assert self.table.live == live
+        issued = self.issued
         for vector in range(1 << INDEX_BITS + TAG_BITS + 1):
             if vector in live:
                 assert self.table.judge(vector) is Status.BUSY
                 assert self.table.lookup(vector) is live[vector]
                 assert live[vector].vector == vector
-            elif vector in self.issued:
+            elif vector in issued:
                 assert self.table.judge(vector) is Status.REVOKED
             else:
                 assert self.table.judge(vector) is Status.NO_SUCH_VECTOR

@@ -263,7 +263,7 @@ def test_calls_that_are_abandoned_at_random_are_waited_for_too() -> None:
 
     host.check_the_books = lambda: None  # type: ignore[method-assign]  # abandoned calls are not in them
     host.run(abandon, settle, revoke)
-    for call, target in left:
+    for call, _ in left:
         host.table.settle(call)
     host.table.revoke_owner("adder", timeout=0)
     assert turns > 5

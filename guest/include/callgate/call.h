@@ -94,24 +94,30 @@ static inline int callgate_open(struct callgate_device *dev, struct callgate_cal
 	return CALLGATE_OK;
 }
 
-/* The same for a call that answered REVOKED, perhaps since the device was reset. */
-static inline int callgate_reopen(struct callgate_device *dev, struct callgate_call *call)
+/* After a reset of the device its doorbell has another vector, and what was negotiated is forgotten:
+ * open the gate again if so.
+ */
+static inline int callgate_refresh(struct callgate_device *dev)
 {
-	uint32_t features;
-	int status;
+	uint32_t vector;
 
-	call->vector = 0;
 	if (!dev->gate)
 		return CALLGATE_ABSENT;
-	features = callgate_doorbell_read(dev, CALLGATE_DOORBELL_REGISTER_FEATURES);
-	if (features != dev->features ||
-	    callgate_arch_read32(dev->gate + offsetof(struct callgate_header, doorbell_vector)) !=
-		    dev->header.doorbell_vector) {
-		status = callgate_gate_open(dev);
-		if (status != CALLGATE_OK)
-			return status;
-	}
-	return callgate_open(dev, call);
+	vector = callgate_arch_read32(dev->gate +
+				      offsetof(struct callgate_header, doorbell_vector));
+	if (vector == dev->header.doorbell_vector &&
+	    callgate_doorbell_read(dev, CALLGATE_DOORBELL_REGISTER_FEATURES) == dev->features)
+		return CALLGATE_OK;
+	return callgate_gate_open(dev);
+}
+
+/* Look up a call again that answered REVOKED. */
+static inline int callgate_reopen(struct callgate_device *dev, struct callgate_call *call)
+{
+	int status = callgate_refresh(dev);
+
+	call->vector = 0;
+	return status == CALLGATE_OK ? callgate_open(dev, call) : status;
 }
 
 /* --- frames: what they hold is written here and read by the host, and the other way round --- */
@@ -124,17 +130,17 @@ static inline volatile uint8_t *callgate_frame(const struct callgate_device *dev
 	       (uint64_t)dev->frame * dev->header.frame_size;
 }
 
-/* Wait until the frame's state is `state`, or FREE too with `or_free`. */
-static inline int callgate_frame_wait(struct callgate_device *dev, uint32_t state, bool or_free)
+/* Wait until the frame's state is DONE or FREE, and give it. */
+static inline int callgate_frame_wait(struct callgate_device *dev, uint32_t *state)
 {
 	const volatile uint8_t *at = callgate_frame(dev) + CALLGATE_FRAME_AT(state);
 	unsigned int round, look;
 
 	for (round = 0; round < dev->patience; round++) {
 		for (look = 0; look < CALLGATE_ROUND; look++) {
-			uint32_t now = callgate_arch_read32(at);
-
-			if (now == state || (or_free && now == CALLGATE_FRAME_STATE_FREE)) {
+			*state = callgate_arch_read32(at);
+			if (*state == CALLGATE_FRAME_STATE_DONE ||
+			    *state == CALLGATE_FRAME_STATE_FREE) {
 				callgate_arch_load_barrier();
 				return CALLGATE_OK;
 			}
@@ -150,9 +156,11 @@ static inline int callgate_frame_wait(struct callgate_device *dev, uint32_t stat
 /* Wait until the frame is ours to fill. Before callgate_put(); a call does it by itself. */
 static inline int callgate_frame_take(struct callgate_device *dev)
 {
+	uint32_t state;
+
 	if (!dev->gate || dev->frame >= dev->header.frame_count)
 		return CALLGATE_ABSENT;
-	return callgate_frame_wait(dev, CALLGATE_FRAME_STATE_DONE, true);
+	return callgate_frame_wait(dev, &state);
 }
 
 /* Append bytes to the payload, of which `used` are taken, and return the argument's slot. Bytes for
@@ -229,9 +237,9 @@ static inline bool callgate_offers(const struct callgate_device *dev,
 		return true;
 	case CALLGATE_PATH_POLLED:
 		return dev->features & CALLGATE_FEATURE_POLLED;
-	case CALLGATE_PATH_REGISTERS:
-		return hypercall && callgate_fits_registers(call);
 	case CALLGATE_PATH_HYPERCALL:
+		return hypercall && callgate_fits_registers(call);
+	case CALLGATE_PATH_HYPERCALL_FRAME:
 		return hypercall;
 	case CALLGATE_PATH_PIO:
 		return capability->transports & CALLGATE_TRANSPORT_PIO &&
@@ -271,8 +279,8 @@ static inline enum callgate_path callgate_way(const struct callgate_device *dev,
 		return dev->path;
 	if (callgate_watching(dev))
 		return CALLGATE_PATH_POLLED;
-	if (callgate_offers(dev, call, CALLGATE_PATH_REGISTERS))
-		return CALLGATE_PATH_REGISTERS;
+	if (callgate_offers(dev, call, CALLGATE_PATH_HYPERCALL))
+		return CALLGATE_PATH_HYPERCALL;
 	return callgate_cheapest_doorbell(dev, call);
 }
 
@@ -285,7 +293,7 @@ static inline int callgate_call_registers(struct callgate_device *dev,
 	uint32_t status;
 	unsigned int i;
 
-	if (!callgate_offers(dev, call, CALLGATE_PATH_REGISTERS))
+	if (!callgate_offers(dev, call, CALLGATE_PATH_HYPERCALL))
 		return CALLGATE_NOT_OFFERED;
 	if (argument_count != call->arguments)
 		return CALLGATE_BAD_COUNT; /* registers have no count that the host could judge */
@@ -318,7 +326,7 @@ static inline int callgate_ring(struct callgate_device *dev, const struct callga
 			return CALLGATE_OK;
 		path = callgate_cheapest_doorbell(dev, call);
 	}
-	if (path == CALLGATE_PATH_HYPERCALL) {
+	if (path == CALLGATE_PATH_HYPERCALL_FRAME) {
 		if (!callgate_arch_hypercall(capability->instruction, capability->selector,
 					     dev->header.doorbell_vector, slots, &status))
 			return CALLGATE_NOT_OFFERED;
@@ -346,7 +354,7 @@ static inline int callgate_send(struct callgate_device *dev, const struct callga
 		return CALLGATE_ABSENT;
 	if (argument_count > CALLGATE_MAX_VALUES)
 		return CALLGATE_BAD_COUNT;
-	if (path == CALLGATE_PATH_REGISTERS || !callgate_offers(dev, call, path))
+	if (path == CALLGATE_PATH_HYPERCALL || !callgate_offers(dev, call, path))
 		return CALLGATE_NOT_OFFERED;
 	status = callgate_frame_take(dev);
 	if (status != CALLGATE_OK)
@@ -355,6 +363,7 @@ static inline int callgate_send(struct callgate_device *dev, const struct callga
 	callgate_arch_write32(frame + CALLGATE_FRAME_AT(vector), call->vector);
 	callgate_arch_write16(frame + CALLGATE_FRAME_AT(flags), flags);
 	callgate_arch_write8(frame + CALLGATE_FRAME_AT(arguments), (uint8_t)argument_count);
+	callgate_arch_write64(frame + CALLGATE_FRAME_AT(code), 0);
 	for (i = 0; i < argument_count; i++)
 		callgate_arch_write64(frame + CALLGATE_FRAME_AT(values) + 8 * i, arguments[i]);
 	callgate_arch_store_barrier();
@@ -362,9 +371,9 @@ static inline int callgate_send(struct callgate_device *dev, const struct callga
 	status = callgate_ring(dev, call, path);
 	if (status == CALLGATE_OK)
 		return CALLGATE_OK;
-	/* The host was not told, but may have seen the frame by itself: then it is its to end. */
+	/* The host was not told. If it watches, it sees the frame by itself, and ends the call. */
 	if (callgate_watching(dev))
-		return callgate_frame_wait(dev, CALLGATE_FRAME_STATE_DONE, false);
+		return CALLGATE_OK;
 	callgate_arch_write32(frame + CALLGATE_FRAME_AT(state), CALLGATE_FRAME_STATE_FREE);
 	return status;
 }
@@ -376,7 +385,7 @@ static inline int callgate_start(struct callgate_device *dev, const struct callg
 {
 	enum callgate_path path = callgate_way(dev, call);
 
-	if (path == CALLGATE_PATH_REGISTERS && dev->path == CALLGATE_PATH_CHEAPEST)
+	if (path == CALLGATE_PATH_HYPERCALL && dev->path == CALLGATE_PATH_CHEAPEST)
 		path = callgate_cheapest_doorbell(dev, call);
 	return callgate_send(dev, call, path, arguments, argument_count, flags);
 }
@@ -386,15 +395,17 @@ static inline int callgate_finish(struct callgate_device *dev, uint64_t *results
 				  unsigned int result_count)
 {
 	const volatile uint8_t *frame;
-	uint32_t status;
+	uint32_t state, status;
 	unsigned int i;
 	int waited;
 
 	if (!dev->gate)
 		return CALLGATE_ABSENT;
-	waited = callgate_frame_wait(dev, CALLGATE_FRAME_STATE_DONE, false);
+	waited = callgate_frame_wait(dev, &state);
 	if (waited != CALLGATE_OK)
 		return waited;
+	if (state == CALLGATE_FRAME_STATE_FREE)
+		return CALLGATE_NO_ANSWER; /* the device was reset */
 	frame = callgate_frame(dev);
 	status = callgate_arch_read32(frame + CALLGATE_FRAME_AT(status));
 	if (status == CALLGATE_DEVICE_ERROR)
@@ -425,7 +436,7 @@ static inline int callgate_call(struct callgate_device *dev, const struct callga
 	if (result_count > call->results)
 		return CALLGATE_MISMATCH;
 	path = callgate_way(dev, call);
-	if (path == CALLGATE_PATH_REGISTERS)
+	if (path == CALLGATE_PATH_HYPERCALL)
 		return callgate_call_registers(dev, call, arguments, argument_count, results,
 					       result_count);
 	status = callgate_send(dev, call, path, arguments, argument_count, 0);
@@ -443,7 +454,7 @@ static inline int callgate_post(struct callgate_device *dev, const struct callga
 	if (!dev->gate || !call->vector)
 		return CALLGATE_ABSENT;
 	path = callgate_way(dev, call);
-	if (path == CALLGATE_PATH_REGISTERS)
+	if (path == CALLGATE_PATH_HYPERCALL)
 		return callgate_call_registers(dev, call, arguments, argument_count, NULL, 0);
 	return callgate_send(dev, call, path, arguments, argument_count,
 			     CALLGATE_FRAME_FLAG_ONE_WAY);

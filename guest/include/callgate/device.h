@@ -24,7 +24,7 @@ enum callgate_error {
 	CALLGATE_MISMATCH = -2,    /* built for another ABI than the device has */
 	CALLGATE_MALFORMED = -3,   /* what the host wrote contradicts itself */
 	CALLGATE_GONE = -4,        /* the device reads all ones */
-	CALLGATE_NO_ANSWER = -5,   /* gave up waiting */
+	CALLGATE_NO_ANSWER = -5,   /* gave up waiting, or a reset came between */
 	CALLGATE_NOT_OFFERED = -6, /* the platform, or this call, cannot go that way */
 	CALLGATE_TOO_LONG = -7,    /* a result is longer than the place for it; it was cut */
 };
@@ -46,14 +46,23 @@ static inline const char *callgate_word(int status)
 
 /* How a call reaches the host. */
 enum callgate_path {
-	CALLGATE_PATH_CHEAPEST,  /* the first of these that is offered and fits */
-	CALLGATE_PATH_POLLED,    /* frame; a doorbell only while the host does not watch */
-	CALLGATE_PATH_REGISTERS, /* hypercall that carries the values in registers */
-	CALLGATE_PATH_HYPERCALL, /* frame; hypercall as doorbell */
-	CALLGATE_PATH_PIO,       /* frame; doorbell in an I/O BAR */
-	CALLGATE_PATH_MMIO,      /* frame; doorbell in the gate */
+	CALLGATE_PATH_CHEAPEST,        /* whichever of these costs least now */
+	CALLGATE_PATH_POLLED,          /* frame; a doorbell only while the host does not watch */
+	CALLGATE_PATH_HYPERCALL,       /* the values in registers, no frame */
+	CALLGATE_PATH_HYPERCALL_FRAME, /* frame; hypercall as doorbell */
+	CALLGATE_PATH_PIO,             /* frame; doorbell in an I/O BAR */
+	CALLGATE_PATH_MMIO,            /* frame; doorbell in the gate */
 	CALLGATE_PATH_END,
 };
+
+static inline const char *callgate_path_word(enum callgate_path path)
+{
+	static const char *const words[] = {
+		"cheapest", "polled", "hypercall", "hypercall-frame", "pio", "mmio",
+	};
+
+	return path < CALLGATE_PATH_END ? words[path] : "unknown";
+}
 
 #define CALLGATE_PATIENCE    (1u << 18)
 #define CALLGATE_ROUND       4096u      /* looks at memory between two questions to the device */

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from callgate.errors import VectorsExhausted
@@ -134,11 +134,21 @@ class Numbering:
         )
 
     def state(self) -> dict[str, Any]:
-        """Return all of it, for JSON."""
-        return {
-            "index_bits": self.index_bits,
-            "tag_bits": self.tag_bits,
-            "key": self.key.hex(),
-            "tags": list(self.tags),
-            "free": list(self.free),
-        }
+        """Return what `load` takes, for JSON."""
+        return {"key": self.key.hex(), "tags": list(self.tags), "free": list(self.free)}
+
+    @classmethod
+    def load(cls, state: Mapping[str, Any], index_bits: int, tag_bits: int) -> Numbering:
+        """Return the numbering that `state` was taken of; `settle` must follow.
+
+        Raises ValueError, or what else comes of reading something that `state` never wrote.
+        """
+        numbering = cls(bytes.fromhex(state["key"]), index_bits, tag_bits)
+        for tags in state["tags"]:
+            numbering.tags[numbering.grow()] = tags
+        numbering.free.extend(map(int, state["free"]))
+        if any(tags > numbering.mask + 1 for tags in numbering.tags):
+            raise ValueError(f"an index has {numbering.mask + 1} tags, and more are spent")
+        if any(numbering.place(vector) >= len(numbering.tags) for vector in numbering.free):
+            raise ValueError("an index is free that was never in use")
+        return numbering

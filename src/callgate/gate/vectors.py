@@ -486,7 +486,10 @@ class VectorTable:
             for vector in self.live.keys() - {each.vector for each in live.values()}:
                 numbering.spend(vector)
             return {
+                "index_bits": numbering.index_bits,
+                "tag_bits": numbering.tag_bits,
                 **numbering.state(),
+                "past": [past.state() for past in self._past.values()],
                 "live": [
                     {
                         "owner": owner,
@@ -507,15 +510,15 @@ class VectorTable:
         """
         with self._lock:
             old = self._numbering
-            numbering, wanted = _parse(state, old.index_bits, old.tag_bits)
+            numbering, past, wanted = _parse(state, old.index_bits, old.tag_bits)
             if self.drains or self._running():
                 raise VectorError("Calls are in flight: a table must be at rest to be restored")
             vectors = self._match(wanted)
-            pasts = {**self._past, old.key: old}
-            same = pasts.pop(numbering.key, None)
+            own = {**self._past, old.key: old}
+            same = own.pop(numbering.key, None)
             for vector in vectors:
-                if (old.key in pasts and vector in self.live) or any(
-                    past.spent(vector) for past in pasts.values()
+                if any(each.spent(vector) for each in own.values()) or (
+                    same is not old and vector in self.live
                 ):
                     raise VectorError(
                         f"Vector {vector:#010x} of the snapshot was issued by this table before, "
@@ -527,7 +530,10 @@ class VectorTable:
             if same is not None:
                 numbering.absorb(same)
             numbering.settle(vectors)
-            self._past = pasts
+            for key, each in own.items():
+                past.setdefault(key, each).absorb(each)
+                past[key].free.clear()
+            self._past = past
             self._numbering = numbering
             # In place: the call path may hold on to the dict.
             for vector, binding in vectors.items():
@@ -654,8 +660,11 @@ class VectorTable:
 
 def _parse(
     state: Mapping[str, Any], index_bits: int, tag_bits: int
-) -> tuple[Numbering, dict[tuple[str, str], tuple[int, int]]]:
-    """Read what `VectorTable.state` wrote, which may come from a file: trust none of it."""
+) -> tuple[Numbering, dict[bytes, Numbering], dict[tuple[str, str], tuple[int, int]]]:
+    """Read what `VectorTable.state` wrote, which may come from a file: trust none of it.
+
+    Return its numbering, its past ones by key, and the (signature, vector) of its calls by name.
+    """
     try:
         widths = state["index_bits"], state["tag_bits"]
         if widths != (index_bits, tag_bits):
@@ -663,28 +672,25 @@ def _parse(
                 f"A snapshot's vectors must have {index_bits} index and {tag_bits} tag bits, "
                 f"as this table's, not {widths[0]} and {widths[1]}"
             )
-        numbering = Numbering(bytes.fromhex(state["key"]), index_bits, tag_bits)
-        for tags in state["tags"]:
-            numbering.tags[numbering.grow()] = tags
-        numbering.free.extend(state["free"])
+        numbering = Numbering.load(state, *widths)
+        loaded = [Numbering.load(each, *widths) for each in state["past"]]
+        past = {each.key: each for each in loaded}
         wanted = {
             (str(each["owner"]), str(each["name"])): (int(each["signature"]), int(each["vector"]))
             for each in state["live"]
         }
-        vectors = [vector for _, vector in wanted.values()]
-        places = [numbering.place(vector) for vector in [*vectors, *numbering.free]]
-        sound = (
-            len(wanted) == len(state["live"])
-            and len(set(places)) == len(places)
-            and all(place < len(numbering.tags) for place in places)
-            and all(tags <= numbering.mask + 1 for tags in numbering.tags)
-            and all(numbering.issuable(vector) for vector in vectors)
-        )
+        vectors = {vector for _, vector in wanted.values()}
+        places = {numbering.place(vector) for vector in vectors}
+        if not len(places) == len(wanted) == len(state["live"]):
+            raise ValueError("two live calls share a name or an index")
+        for vector in vectors:
+            if not numbering.issuable(vector):
+                raise ValueError(f"{vector} is live and was never issued")
+        if numbering.key in past:
+            raise ValueError("its numbering is its past one too")
     except (KeyError, TypeError, ValueError, OverflowError, VectorsExhausted) as error:
-        raise VectorError(f"The snapshot's vectors cannot be read: {error!r}") from error
-    if not sound:
-        raise VectorError("The snapshot's vectors contradict each other: it is damaged")
-    return numbering, wanted
+        raise VectorError(f"The snapshot's vectors are damaged: {error!r}") from error
+    return numbering, past, wanted
 
 
 def name_of(owner: object) -> str:

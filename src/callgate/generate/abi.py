@@ -16,6 +16,7 @@ from pathlib import Path
 
 from callgate.gate import abi
 from callgate.gate.abi import Layout, Member
+from callgate.generate.names import snake
 
 FILES = (Path("docs/abi.md"), Path("guest/include/callgate/abi.h"))
 """What `--update` writes, from the repository's root."""
@@ -53,11 +54,11 @@ _EXAMPLE = "add(u64,u64)->u64"
 
 
 def header() -> str:
-    """Text of `callgate/abi.h`: C11, needs `<stdint.h>` and `<stddef.h>` alone, or Linux's types."""
+    """Text of `callgate/abi.h`: C11, with `<stdint.h>` and `<stddef.h>`, or Linux's types."""
     parts = [
         "/* SPDX-License-Identifier: MIT */\n"
         "/* The callgate call ABI (docs/abi.md).\n"
-        " * Generated from src/callgate/gate/abi.py by `python -m callgate.generate.abi --update`.\n"
+        " * Generated from src/callgate/gate/abi.py: python -m callgate.generate.abi --update\n"
         " */\n"
         "#ifndef CALLGATE_ABI_H\n"
         "#define CALLGATE_ABI_H\n"
@@ -122,11 +123,6 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stdout.write(f"{path} is not in step with gate/abi.py; run with --update\n")
             status = 1
     return status
-
-
-def snake(name: str) -> str:
-    """`FrameState` as `frame_state`."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 def _constant(kind: type[enum.Enum], member: enum.Enum) -> str:

@@ -5,3 +5,9 @@
 makes a PCI function of a device, `bus` routes accesses to functions. Section numbers in this
 package are the PCI Local Bus Specification's, revision 3.0, where no other is named.
 """
+
+from __future__ import annotations
+
+from callgate.pci.capability import Capability, PciExpress, PowerManagement, VendorCapability
+
+__all__ = ["Capability", "PciExpress", "PowerManagement", "VendorCapability"]

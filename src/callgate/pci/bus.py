@@ -409,10 +409,7 @@ class _Decode:
     def __init__(self, mappings: Iterable[Mapping]) -> None:
         self.mappings = tuple(sorted(mappings, key=lambda mapping: mapping.address))
         self._starts = [mapping.address for mapping in self.mappings]
-        self._found = [
-            (mapping.end, mapping.base, mapping.window)
-            for mapping in self.mappings
-        ]
+        self._found = [(mapping.end, mapping.base, mapping.window) for mapping in self.mappings]
 
     def find(self, address: int, size: int) -> tuple[int, int, Window] | None:
         """Who answers the whole access, if its size is one that exists: (end, base, window)."""

@@ -358,6 +358,7 @@ class Function:
                 add(ports, PIO_SIZE, window, kind="io")
             found.append(Capability(VENDOR_SPECIFIC, gate.capability(index, 0, ports)))
         self.bars = tuple(sorted(states, key=lambda state: state.index))
+        self._mapped = (None,) * len(states)
         return found
 
     def _declared(self, bar: Bar) -> BarState:
