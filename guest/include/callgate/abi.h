@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* The callgate call ABI (docs/abi.md).
- * Generated from src/callgate/gate/abi.py by `python -m callgate.generate.abi --update`.
+ * Generated from src/callgate/gate/abi.py: python -m callgate.generate.abi --update
  */
 #ifndef CALLGATE_ABI_H
 #define CALLGATE_ABI_H

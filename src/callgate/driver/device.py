@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -53,6 +54,7 @@ _ERRORS: dict[int, type[CallError]] = {
         errors.TimedOut,
     )
 }
+_REVOKED = int(Status.REVOKED)
 _PREFERENCE = (Transport.POLLED, Transport.HYPERCALL, Transport.PIO, Transport.MMIO)
 _BUFFERS = ("in", "out", "inout")
 
@@ -167,6 +169,21 @@ class GateDevice:
     def refresh(self) -> None:
         """Read the directory again: after Revoked, or a reset of the device."""
         self.directory = read_directory(self.function, self.place)
+        self._forget_quick()
+
+    def _forget_quick(self) -> None:
+        for name in self.directory.entries:
+            self.__dict__.pop(name, None)
+
+    @property
+    def transport(self) -> Transport | None:
+        """The transport to use; None: the cheapest that the platform offers for each call."""
+        return self._transport
+
+    @transport.setter
+    def transport(self, transport: Transport | None) -> None:
+        self._transport = transport
+        self._forget_quick()
 
     def interrupt(self, index: int) -> Interrupt:
         """Interrupt `index` of the device, ready to be waited for."""
@@ -178,14 +195,39 @@ class GateDevice:
         self.function.door.write(address, 4, self.calls[name].vector)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        if name.startswith("_") or name not in self.directory.entries:
-            raise AttributeError(
-                f"{self.directory.name} must have a call {name!r}; its calls are "
-                f"{', '.join(self.directory.entries)}"
-            )
+        # Only for names that are not there yet: what is found is kept until `refresh`.
+        directory = self.__dict__.get("directory")
+        if directory is None or name not in directory.entries:
+            names = ", ".join(directory.entries) if directory else "not known yet"
+            raise AttributeError(f"The device must have a call {name!r}; its calls are {names}")
+        run = self._quick(directory.entries[name]) or partial(self.call, name)
+        self.__dict__[name] = run
+        return run
 
-        def run(*arguments: Any) -> Any:
-            return self.call(name, *arguments)
+    def _quick(self, entry: Entry) -> Callable[..., Any] | None:
+        """The call as one function with everything looked up beforehand, where it is numbers only
+        and the platform's registers carry it. None: `call` does it."""
+        plain = {"u64", "u32", "u16", "u8"}
+        if (
+            self.choose(entry.flags, False) is not Transport.HYPERCALL
+            or not plain.issuperset(entry.result_types)
+            or not plain.issuperset(entry.parameter_types)
+            or len(entry.result_types) > 1
+        ):
+            return None
+        hypercall = self.function.door.hypercall
+        instruction, selector, vector = self.place.instruction, self.place.selector, entry.vector
+        name, count, answers = entry.name, len(entry.parameter_types), bool(entry.result_types)
+
+        def run(*arguments: int) -> int | None:
+            if len(arguments) == count:
+                slots = tuple([argument & MAX_U64 for argument in arguments])
+                status, results = hypercall(instruction, selector, vector, slots)
+                if not status:
+                    return results[0] if answers else None
+                if status != _REVOKED:
+                    raise self._error(entry, status, results[0] if results else 0)
+            return self.call(name, *arguments)  # type: ignore[no-any-return]
 
         return run
 

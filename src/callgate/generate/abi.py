@@ -13,6 +13,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 from callgate.gate import abi
 from callgate.gate.abi import Layout, Member
@@ -21,7 +22,9 @@ from callgate.generate.names import snake
 FILES = (Path("docs/abi.md"), Path("guest/include/callgate/abi.h"))
 """What `--update` writes, from the repository's root."""
 
-_ENUMS: tuple[tuple[type[enum.IntEnum] | type[enum.IntFlag], str], ...] = (
+Codes: TypeAlias = type[enum.IntEnum] | type[enum.IntFlag]
+
+_ENUMS: tuple[tuple[Codes, str], ...] = (
     (abi.Status, "What a call answers: callgate_frame.status."),
     (abi.FrameState, "Who owns a frame: callgate_frame.state."),
     (abi.FrameFlag, "Bits of callgate_frame.flags."),
@@ -148,15 +151,15 @@ def _defines() -> Iterator[str]:
         yield f"{line:50}  /* {comment} */" if comment else line
 
 
-def _value(kind: type[enum.IntEnum] | type[enum.IntFlag], member: int) -> str:
+def _value(kind: Codes, member: int) -> str:
     return f"{int(member):#04x}" if _in_hex(kind) else f"{int(member)}"
 
 
-def _in_hex(kind: type[enum.IntEnum] | type[enum.IntFlag]) -> bool:
+def _in_hex(kind: Codes) -> bool:
     return issubclass(kind, enum.IntFlag) or kind is abi.DoorbellRegister
 
 
-def _enum(kind: type[enum.IntEnum] | type[enum.IntFlag], doc: str) -> str:
+def _enum(kind: Codes, doc: str) -> str:
     lines = [f"/* {doc} */", f"enum callgate_{snake(kind.__name__)} {{"]
     for member in kind:
         if hasattr(member, "text"):
@@ -234,13 +237,17 @@ def _layout_table(layout: Layout) -> str:
     )
 
 
-def _enum_table(kind: type[enum.IntEnum] | type[enum.IntFlag]) -> str:
-    documented = all(hasattr(member, "text") for member in kind)
-    if documented:
-        rows = [f"| {_value(kind, m)} | {m.name} | {getattr(m, 'text', '')} |" for m in kind]
+def _enum_table(kind: Codes) -> str:
+    members = kind.__members__.items()
+    if all(hasattr(member, "text") for _, member in members):
+        rows = [
+            f"| {_value(kind, one)} | {name} | {getattr(one, 'text', '')} |"
+            for name, one in members
+        ]
         return "\n".join(["| value | name | |", "|---|---|---|", *rows])
+    # Bits and instructions are written as words in the text, states and registers as names.
     shown = str.lower if issubclass(kind, enum.IntFlag) or kind is abi.Instruction else str
-    return ", ".join(f"`{shown(m.name)}` = {_value(kind, m)}" for m in kind) + "."
+    return ", ".join(f"`{shown(name)}` = {_value(kind, one)}" for name, one in members) + "."
 
 
 def _example_hash() -> str:
@@ -252,7 +259,7 @@ def _layout_block(layout: Layout) -> Callable[[], str]:
     return lambda: _layout_table(layout)
 
 
-def _enum_block(kind: type[enum.IntEnum] | type[enum.IntFlag]) -> Callable[[], str]:
+def _enum_block(kind: Codes) -> Callable[[], str]:
     return lambda: _enum_table(kind)
 
 

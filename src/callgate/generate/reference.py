@@ -12,7 +12,7 @@ from callgate.register import Register
 def reference(device: type[Device]) -> str:
     """Markdown page of `device`: identity, BARs, registers and fields, interrupts, calls."""
     spec = device.spec
-    doc = inspect.getdoc(device)
+    doc = inspect.cleandoc(spec.doc)
     parts = [
         f"# {device.__name__}",
         *([doc] if doc else []),

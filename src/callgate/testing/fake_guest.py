@@ -19,6 +19,8 @@ from callgate.driver.direct import DirectDoor
 from callgate.machine import Machine
 from callgate.timers import ManualClock
 
+_OPTIONS = {"on": "loopback", "watch": False}
+
 
 class FakeGuest:
     """A loopback machine and the driver's door into it. Options are those of `Machine`.
@@ -28,7 +30,7 @@ class FakeGuest:
 
     def __init__(self, *devices: Device, **options: Any) -> None:
         self.clock = ManualClock()
-        self.machine = Machine(*devices, on="loopback", clock=self.clock, **options)
+        self.machine = Machine(*devices, **{**_OPTIONS, "clock": self.clock, **options})
         self.memory = self.machine.memory
         self.door = DirectDoor(self.machine)
 

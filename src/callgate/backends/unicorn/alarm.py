@@ -32,7 +32,8 @@ class Alarm:
         self._rung = False
         self._closed = False
         self._wakes = math.inf
-        """When the thread looks next; later than now only while it sleeps."""
+        """When the thread looks next; infinite also while it is awake, so that it is told more often
+        than it need be, but never too little."""
         self._run = 0
         """Odd while the emulator runs; another number for each run."""
         self._active = False
@@ -113,7 +114,7 @@ class Alarm:
                     left = wakes - time.monotonic()
                     if left > 0:
                         self._condition.wait(None if wakes == math.inf else left)
-                    self._wakes = -math.inf
+                    self._wakes = math.inf
                 impatient = run == self._run and time.monotonic() >= wakes
                 wanted = self._rung or impatient or self._due() <= time.monotonic()
             if wanted and self._active:

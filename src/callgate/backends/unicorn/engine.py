@@ -13,7 +13,8 @@ which hands the exception to the run loop.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Sequence
 from ctypes import CFUNCTYPE, PYFUNCTYPE, c_bool, c_int, c_int32, c_uint32, c_uint64, c_void_p
 from typing import Any, TypeAlias
 
@@ -36,6 +37,8 @@ ON_INTERRUPT = CFUNCTYPE(None, c_void_p, c_uint32, c_void_p)
 """(number)"""
 ON_INVALID = CFUNCTYPE(c_bool, c_void_p, c_void_p)
 """() -> whether the instruction was handled"""
+ON_CODE = CFUNCTYPE(None, c_void_p, c_uint64, c_uint32, c_void_p)
+"""(address, size)"""
 ON_IN = CFUNCTYPE(c_uint32, c_void_p, c_uint32, c_int, c_void_p)
 """(port, size) -> value"""
 ON_OUT = CFUNCTYPE(None, c_void_p, c_uint32, c_int, c_uint32, c_void_p)
@@ -55,6 +58,7 @@ def _raw(name: str) -> Any:
 _read_batch = _raw("uc_reg_read_batch")
 _write_batch = _raw("uc_reg_write_batch")
 _COUNTS = tuple(c_int(count) for count in range(64))
+_UNPACK = tuple(struct.Struct(f"<{count}Q").unpack_from for count in range(16))
 
 
 def _declare(name: str, *argument_types: Any) -> Any:
@@ -115,11 +119,18 @@ class Engine:
     # --- hooks -----------------------------------------------------------------------------------
 
     def hook(
-        self, kind: int, callback: Callback, begin: int = 1, end: int = 0, *extra: int
+        self,
+        kind: int,
+        callback: Callback,
+        begin: int = 1,
+        end: int = 0,
+        *extra: int,
+        pointer: int | None = None,
     ) -> int:
         """Call `callback` for each event of the kind, between two addresses unless begin > end.
 
-        The first hook added is called first. Returns what `unhook` takes.
+        The first hook added is called first; `pointer` is passed to it last. Returns what `unhook`
+        takes.
         """
         handle = ctypes.c_size_t()
         status = uclib.uc_hook_add(
@@ -127,7 +138,7 @@ class Engine:
             ctypes.byref(handle),
             kind,
             callback,
-            None,
+            pointer,
             c_uint64(begin),
             c_uint64(end),
             *(c_int(each) for each in extra),
@@ -198,6 +209,26 @@ class Registers:
     def fetch(self, count: int) -> None:
         """Read the first `count` registers into `values`."""
         _read_batch(self._handle, self._names_at, self._places_at, _COUNTS[count])
+
+    def after(self, first: int) -> Callable[[int], tuple[int, ...]]:
+        """What gives the first n of `values` that follow the first `first` ones."""
+        cells = self._cells
+        start = 8 * first
+
+        def following(count: int) -> tuple[int, ...]:
+            return _UNPACK[count](cells, start)
+
+        return following
+
+    def put(self, first: int, rest: tuple[int, ...]) -> int:
+        """Set `values`; returns how many there are then."""
+        values = self.values
+        values[0] = first
+        count = 1
+        for each in rest:
+            values[count] = each
+            count += 1
+        return count
 
     def store(self, count: int) -> None:
         """Write the first `count` registers from `values`."""
