@@ -4,9 +4,9 @@
 
     python guest/build.py [NAME...]      all, or the guests of these names
 
-Sources are examples/*/guest.c, guest/bare/agent.c and tests/guest/*.c; a guest is named after its
-folder (examples) or its file. Results are build/guest/ARCHITECTURE/NAME.elf, and the C headers of
-the examples' devices in build/guest/include. What is newer than all it is made of is left alone.
+Sources are examples/*/guest.c, guest/bare/{agent,bench}.c and tests/guest/*.c; a guest is named after
+its folder (examples) or its file. Results are build/guest/ARCHITECTURE/NAME.elf, and the C headers of
+their devices in build/guest/include. What is newer than all it is made of is left alone.
 
 The compiler is the PyPI package ziglang: one clang and lld for all architectures.
 """
@@ -81,7 +81,10 @@ class BuildError(Exception):
 
 def guests() -> list[Guest]:
     """All guests of the repository."""
-    found = [Guest("agent", BARE / "agent.c")]
+    found = [
+        Guest("agent", BARE / "agent.c"),
+        Guest("bench", BARE / "bench.c", ROOT / "src" / "callgate" / "bench" / "device.py"),
+    ]
     for source in sorted(ROOT.glob("examples/*/guest.c")):
         device = source.with_name("device.py")
         found.append(Guest(source.parent.name, source, device if device.exists() else None))

@@ -144,17 +144,20 @@ _U32 = Scalar("u32", 32, False)
 
 def _type_of(annotation: Any, where: str) -> Type:
     """The wire type that an annotation means; DeclarationError when it has no width."""
+    shown = getattr(annotation, "__name__", None) or repr(annotation)
     if typing.get_origin(annotation) is Annotated:
         base, *notes = typing.get_args(annotation)
         for note in notes:
             if typing.get_origin(note) is Annotated:
                 note = typing.get_args(note)[1]
-            if isinstance(note, Scalar):
+            if isinstance(note, Scalar) and note.name != "bool":
                 if isinstance(base, type) and issubclass(base, enum.IntEnum):
                     return _enum_type(base, note, where)
-                return note
+                if base is int:
+                    return note
             if isinstance(note, Direction) and base is Buffer:
                 return BufferType(note)
+        annotation = base  # The notes are somebody else's.
     if annotation is bool:
         return BOOL
     if annotation is bytes:
@@ -163,10 +166,9 @@ def _type_of(annotation: Any, where: str) -> Type:
         return BufferType(Direction.INOUT)
     if isinstance(annotation, type) and issubclass(annotation, enum.IntEnum):
         return _enum_type(annotation, _U32, where)
-    shown = getattr(annotation, "__name__", None) or repr(annotation)
     raise DeclarationError(
         f"{where} must have a width: one of u8, u16, u32, u64, i8, i16, i32, i64, bool, bytes, "
-        f"Buffer or an IntEnum, not {shown}"
+        f"Buffer or an IntEnum, not {'nothing' if annotation is None else shown}"
     )
 
 
@@ -174,9 +176,10 @@ def _enum_type(cls: type[enum.IntEnum], scalar: Scalar, where: str) -> Scalar:
     result = Scalar(scalar.name, scalar.bits, scalar.signed, cls)
     for member in cls:
         if not result.low <= member <= result.high:
+            other = "i64" if min(cls) < 0 else "u64"
             raise DeclarationError(
                 f"{where}: {cls.__name__}.{member.name} must fit {scalar.name}, and {member.value} "
-                f"does not; write Annotated[{cls.__name__}, u64] for a wider one"
+                f"does not; write Annotated[{cls.__name__}, {other}] for another width"
             )
     return result
 
@@ -201,15 +204,21 @@ class Call:
 
     def __init__(self, function: Callable[..., Any], *, one_way: bool, name: str | None) -> None:
         self.function = function
+        self.owner: type | None = None
+        """The class whose body declares it."""
         self.attribute = function.__name__
-        self.name = name or function.__name__
+        self.name = function.__name__ if name is None else name
         self.one_way = one_way
         self.doc = inspect.getdoc(function) or ""
         self.parameters: tuple[Parameter, ...] = ()
         self.results: tuple[Scalar | Payload, ...] = ()
+        self.several = False
+        """Whether the method returns a tuple, even of one."""
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self.attribute = name
+        if self.owner is None:
+            self.owner = owner
+            self.attribute = name
 
     @overload
     def __get__(self, instance: None, owner: type) -> Call: ...
@@ -220,19 +229,41 @@ class Call:
             return self
         return self.function.__get__(instance, owner)
 
-    def resolve(self, owner: str) -> None:
-        """Read the annotations. Raises DeclarationError naming `owner`, the method and the rule."""
-        where = f"{owner}.{self.attribute}"
-        if not self.name.isidentifier() or len(self.name.encode()) > NAME_LENGTH:
+    def resolve(self) -> None:
+        """Read the annotations. Raises DeclarationError naming class, method and rule."""
+        assert self.owner is not None
+        where = f"{self.owner.__name__}.{self.attribute}"
+        name, function = self.name, self.function
+        if not isinstance(name, str) or not name.isidentifier() or len(name.encode()) > NAME_LENGTH:
             raise DeclarationError(
-                f"{where}: the call's name must be an identifier of at most {NAME_LENGTH} bytes"
+                f"{where}: the call's name must be an identifier of at most {NAME_LENGTH} bytes, "
+                f"not {name!r}"
+            )
+        if not inspect.isfunction(function) or any(
+            unfit(function)
+            for unfit in (
+                inspect.iscoroutinefunction,
+                inspect.isgeneratorfunction,
+                inspect.isasyncgenfunction,
+            )
+        ):
+            raise DeclarationError(
+                f"{where} must be an ordinary method to be a call: written with def, neither async "
+                "nor a generator nor static"
             )
         try:
-            hints = typing.get_type_hints(self.function, include_extras=True)
+            hints = typing.get_type_hints(
+                function, localns=dict(vars(self.owner)), include_extras=True
+            )
         except NameError as error:
             raise DeclarationError(
-                f"{where}: its annotations must be names of the module, and {error.name!r} is none"
+                f"{where}: its annotations must be names of the class or the module, and "
+                f"{error.name!r} is none"
             ) from None
+        except Exception as error:
+            raise DeclarationError(
+                f"{where}: its annotations must be types, and evaluating them raised {error!r}"
+            ) from error
         parameters = list(inspect.signature(self.function).parameters.values())
         if not parameters:
             raise DeclarationError(f"{where} must be a method: its first parameter is self")
@@ -245,6 +276,7 @@ class Call:
             declared.append(Parameter(parameter.name, _type_of(annotation, spot)))
         self.parameters = tuple(declared)
         self.results = tuple(self._result_types(hints.get("return", None), where))
+        self.several = typing.get_origin(hints.get("return", None)) is tuple
         if self.one_way and self.results:
             raise DeclarationError(f"{where} must return None, since it is declared one_way")
         for count, what in ((self.arguments, "argument"), (self.result_slots, "result")):
@@ -327,6 +359,10 @@ def call(function: Any = None, /, *, one_way: bool = False, name: str | None = N
 
     def declare(function: Callable[..., Any]) -> Call:
         body = sys._getframe(depth).f_locals
+        if not hasattr(function, "__name__"):
+            raise DeclarationError(
+                f"{body.get('__qualname__', '?')}: @call must stand above a method, not {function!r}"
+            )
         if isinstance(body.get(function.__name__), Call):
             raise DeclarationError(
                 f"{body.get('__qualname__', '?')}.{function.__name__} must be declared once: two "
@@ -366,8 +402,7 @@ def compile_stub(call: Call, device: Device) -> Stub:
     """
     scope: dict[str, Any] = {
         "method": getattr(device, call.attribute),
-        "Refused": CallRefused,
-        "BAD_VALUE": Status.BAD_VALUE,
+        "refuse": _refuse_value,
         "take": _take_payload,
         "misfit": _misfit,
         "buffer": lambda name, gpa, n, way: _take_buffer(device.memory, name, gpa, n, way),
@@ -395,13 +430,13 @@ def compile_stub(call: Call, device: Device) -> Stub:
         lines += [f"r = {invocation}", "if r is not None: misfit(call, r)", "return ()"]
     else:
         names = [f"r{number}" for number in range(len(call.results))]
-        if len(names) == 1:
+        if not call.several:
             lines.append(f"r0 = {invocation}")
         else:
             lines += [
                 f"r = {invocation}",
-                f"if r.__class__ is not tuple or len(r) != {len(names)}: misfit(call, r)",
-                f"{', '.join(names)} = r",
+                f"if not isinstance(r, tuple) or len(r) != {len(names)}: misfit(call, r)",
+                f"{', '.join(names)}, = r",
             ]
         for name, result in zip(names, call.results, strict=True):
             lines += _result_lines(name, result)
@@ -413,7 +448,7 @@ def compile_stub(call: Call, device: Device) -> Stub:
 
 
 def _scalar_lines(name: str, kind: Scalar, shown: str, scope: dict[str, Any]) -> Iterator[str]:
-    refuse = f"raise Refused(BAD_VALUE, f'{shown} must be a {kind.name}, not {{{name}:#x}}')"
+    refuse = f"refuse({shown!r}, {kind.name!r}, {name})"
     if kind.signed:
         yield f"if {name} >> 63: {name} -= {1 << 64}"
         if kind.bits < 64:
@@ -423,10 +458,7 @@ def _scalar_lines(name: str, kind: Scalar, shown: str, scope: dict[str, Any]) ->
     if kind.enum is not None:
         scope[f"{name}e"] = {int(member): member for member in kind.enum}
         yield f"{name}v, {name} = {name}, {name}e.get({name})"
-        yield (
-            f"if {name} is None: raise Refused(BAD_VALUE, "
-            f"f'{shown} must be a {kind.enum.__name__}, not {{{name}v}}')"
-        )
+        yield f"if {name} is None: refuse({shown!r}, {kind.enum.__name__!r}, {name}v)"
     if kind is BOOL:
         yield f"{name} = {name} == 1"
 
@@ -439,6 +471,10 @@ def _result_lines(name: str, kind: Scalar | Payload) -> Iterator[str]:
     yield f"if not {kind.low} <= {name} <= {kind.high}: misfit(call, {name})"
     if kind.signed:
         yield f"{name} &= {MAX_U64}"
+
+
+def _refuse_value(name: str, kind: str, value: int) -> None:
+    raise CallRefused(Status.BAD_VALUE, f"{name} must be a {kind}, not {value:#x}")
 
 
 def _misfit(call: Call, value: object, number: bool = False) -> int:

@@ -3,23 +3,29 @@
 
 from __future__ import annotations
 
+import copy
+import operator
 import re
 import threading
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 
 from callgate.call import Call
-from callgate.errors import DeclarationError
+from callgate.errors import DeclarationError, DmaError
 from callgate.faults import Faults
 from callgate.gate.abi import FRAME_SIZE, MIN_FRAME_SIZE, NAME_LENGTH
 from callgate.interrupt import Interrupt
 from callgate.register import Bar, Field, Register
-from callgate.report import report_bug
+from callgate.report import Bugs
 
+Declared: TypeAlias = Bar | Register | Field | Interrupt | Call
+D = TypeVar("D", Bar, Register)
 _ABI_NAMESPACE = uuid.UUID("5a0b2f0e-6f6e-5c0c-9d0a-ca11ca7e0001")
 PAGE = 4096
+MAX_INTERRUPTS = 2047
+"""Of a device's own; the last entry of an MSI-X table is the gate's."""
 
 
 class Memory(Protocol):
@@ -109,7 +115,11 @@ class Plug(Protocol):
 
 @dataclass(frozen=True)
 class DeviceSpec:
-    """What a Device class declares, verified; everything else derives from this."""
+    """What a Device class declares, verified; everything else derives from this.
+
+    BARs, registers, fields and interrupts are the class's own copies of what its body and its bases
+    declare, since a subclass may give them other hooks, fields and indices than its base has.
+    """
 
     cls: type[Device]
     name: str
@@ -171,24 +181,28 @@ class Device:
     _values: dict[str, int]
     faults: Faults
     """What guests did wrong, counted."""
+    bugs: Bugs
+    """What the model raised, logged."""
     lock: threading.RLock
+    """Held while a call, hook or timer of the device runs; calls of a `parallel` one go without."""
     _plug: Plug | None
-    _timers: list[Timer]
+    _timers: set[_Started]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.spec = _verify(cls)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Device:
-        if "id" not in dir(cls):
+        if not hasattr(cls, "id"):
             raise DeclarationError(f"{cls.__name__}.id must be given: (vendor, device)")
         self = super().__new__(cls)
         # Here and not in __init__, which a model overrides without calling ours.
         self._values = {register.name: register.reset for register in cls.spec.registers}
         self.faults = Faults(cls.spec.name)
+        self.bugs = Bugs()
         self.lock = threading.RLock()
         self._plug = None
-        self._timers = []
+        self._timers = set()
         return self
 
     def __str__(self) -> str:
@@ -229,11 +243,11 @@ class Device:
 
     def after(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Run `callback` once, `seconds` from now; a reset or a detach cancels it."""
-        return self._start(self.plugged.timers.after(seconds, self._guarded(callback)))
+        return _Started(self, callback, seconds, again=False)
 
     def every(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Run `callback` every `seconds`, until cancelled, reset or detached."""
-        return self._start(self.plugged.timers.every(seconds, self._guarded(callback)))
+        return _Started(self, callback, seconds, again=True)
 
     def bar_memory(self, bar: Bar) -> memoryview:
         """The memory of a BAR that was declared with `ram`."""
@@ -245,9 +259,14 @@ class Device:
         """Attach to `plug`; a device is in one place at a time."""
         if self._plug is not None:
             raise RuntimeError(f"{self.spec.name} must be unplugged before it is plugged in again")
-        self._plug = plug
         with self.lock:
-            self.attach()
+            self._plug = plug
+            try:
+                self.attach()
+            except BaseException:
+                self._stop_timers()
+                self._plug = None
+                raise
 
     def unplug(self) -> None:
         """Detach; timers stop."""
@@ -266,7 +285,7 @@ class Device:
             try:
                 self.reset()
             except Exception as error:
-                report_bug(f"{self.spec.name}.reset", error)
+                self.bugs.report(f"{self.spec.name}.reset", error)
 
     def register_read(self, bar: int, offset: int, size: int) -> int:
         """A guest's read of `size` bytes in a declared BAR. Never raises for what the guest did.
@@ -276,20 +295,14 @@ class Device:
         """
         register = self.spec.whole.get((bar, offset, size))
         if register is not None:
-            try:
-                if register.read_hook is None:
-                    return register.guest_read(self)
-                with self.lock:
-                    return register.guest_read(self)
-            except Exception as error:
-                report_bug(f"{self.spec.name}.{register.name}, read by the guest", error)
-                return (1 << size * 8) - 1
+            return self._read(register)
+        parts = self._parts(bar, offset, size)
+        if not parts:
+            return self._hook_read(bar, offset, size)
         value = 0
-        for part, low, width in self._parts(bar, offset, size):
-            if part is None:
-                return self._hook_read(bar, offset, size)
-            word = self.register_read(bar, part.offset, part.size)
-            value |= (word >> low * 8 & ((1 << width * 8) - 1)) << (part.offset + low - offset) * 8
+        for part, low, width in parts:
+            word = self._read(part) >> low * 8 & ((1 << width * 8) - 1)
+            value |= word << (part.offset + low - offset) * 8
         return value
 
     def register_write(self, bar: int, offset: int, size: int, value: int) -> None:
@@ -298,45 +311,52 @@ class Device:
         if register is not None:
             self._write(register, value, register.mask)
             return
-        parts = list(self._parts(bar, offset, size))
-        if any(part is None for part, _, _ in parts):
+        parts = self._parts(bar, offset, size)
+        if not parts:
             self._hook_write(bar, offset, size, value)
-            return
         for part, low, width in parts:
-            assert part is not None
             mask = (1 << width * 8) - 1
             word = value >> (part.offset + low - offset) * 8 & mask
             self._write(part, word << low * 8, mask << low * 8)
+
+    def _read(self, register: Register) -> int:
+        try:
+            if register.read_hook is None:
+                return register.guest_read(self)
+            with self.lock:
+                return register.guest_read(self)
+        except Exception as error:
+            self._failed(f"{register.name}, read by the guest", error)
+            return register.mask
 
     def _write(self, register: Register, value: int, mask: int) -> None:
         if register.masks["r"] & mask == mask:
             self.faults.note(
                 "read-only register", f"{register.name} is read-only: a write was dropped"
             )
+            return
         try:
             with self.lock:
                 register.guest_write(self, value, mask)
         except Exception as error:
-            report_bug(f"{self.spec.name}.{register.name}, written by the guest", error)
+            self._failed(f"{register.name}, written by the guest", error)
 
-    def _parts(
-        self, bar: int, offset: int, size: int
-    ) -> Iterable[tuple[Register | None, int, int]]:
-        """The registers under an access, each with its first byte and count, or None where there is
-        none or the access is not one that hardware would take as one."""
+    def _parts(self, bar: int, offset: int, size: int) -> list[tuple[Register, int, int]]:
+        """The registers under an access, each with its first byte and count. Empty where one is
+        missing, or when it is not an access that hardware would take as one."""
+        parts: list[tuple[Register, int, int]] = []
         if size not in (1, 2, 4, 8) or offset % size:
-            yield None, 0, 0
-            return
+            return parts
         end = offset + size
         while offset < end:
             register = self.spec.bytes_of.get((bar, offset))
             if register is None:
-                yield None, 0, 0
-                return
+                return []
             low = offset - register.offset
             width = min(end - offset, register.size - low)
-            yield register, low, width
+            parts.append((register, low, width))
             offset += width
+        return parts
 
     def _hook_read(self, bar: int, offset: int, size: int) -> int:
         ones = (1 << size * 8) - 1
@@ -348,9 +368,9 @@ class Device:
             return ones
         try:
             with self.lock:
-                return declared.read_hook(self, offset, size) & ones
+                return operator.index(declared.read_hook(self, offset, size)) & ones
         except Exception as error:
-            report_bug(f"{self.spec.name}.{declared.name}, read at {offset:#x}", error)
+            self._failed(f"{declared.name}, read by the guest", error, f" at {offset:#x}")
             return ones
 
     def _hook_write(self, bar: int, offset: int, size: int, value: int) -> None:
@@ -364,40 +384,98 @@ class Device:
             with self.lock:
                 declared.write_hook(self, offset, size, value)
         except Exception as error:
-            report_bug(f"{self.spec.name}.{declared.name}, written at {offset:#x}", error)
+            self._failed(f"{declared.name}, written by the guest", error, f" at {offset:#x}")
 
-    def _guarded(self, callback: Callable[[], None]) -> Callable[[], None]:
-        def run() -> None:
-            try:
-                with self.lock:
-                    callback()
-            except Exception as error:
-                report_bug(f"{self.spec.name}, timer", error)
-
-        return run
-
-    def _start(self, timer: Timer) -> Timer:
-        self._timers.append(timer)
-        return timer
+    def _failed(self, what: str, error: Exception, at: str = "") -> None:
+        """Account for what a hook or a timer raised."""
+        if isinstance(error, DmaError):
+            # An address that the guest chose, or bus mastering that it took away: not a bug.
+            self.faults.note("dma", f"{what}{at}: {error}")
+        else:
+            self.bugs.report(f"{self.spec.name}.{what}", error, at=at)
 
     def _stop_timers(self) -> None:
-        for timer in self._timers:
+        for timer in list(self._timers):
             timer.cancel()
-        self._timers.clear()
+
+
+class _Started:
+    """A timer that a device started. The device knows it until it ran for the last time or was
+    cancelled; a callback that waits for the device's lock by then does not run any more."""
+
+    __slots__ = ("_again", "_callback", "_device", "_timer")
+
+    def __init__(
+        self, device: Device, callback: Callable[[], None], seconds: float, *, again: bool
+    ) -> None:
+        self._device = device
+        self._callback = callback
+        self._again = again
+        self._timer: Timer | None = None
+        timers = device.plugged.timers
+        device._timers.add(self)
+        try:
+            self._timer = (timers.every if again else timers.after)(seconds, self._run)
+        except BaseException:
+            device._timers.discard(self)
+            raise
+        if self not in device._timers:  # It ran already, or another thread reset the device.
+            self._timer.cancel()
+
+    def cancel(self) -> None:
+        """See `Timer`."""
+        self._device._timers.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _run(self) -> None:
+        device = self._device
+        try:
+            with device.lock:
+                if self in device._timers:
+                    if not self._again:
+                        device._timers.discard(self)
+                    self._callback()
+        except Exception as error:
+            device._failed("timer", error)
 
 
 def _snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
-def _declared(cls: type, kind: type) -> list[Any]:
-    """Class attributes of a kind in order of declaration, bases first; an override takes the place."""
-    found: dict[str, Any] = {}
+def _kind(one: Declared) -> str:
+    return "call" if isinstance(one, Call) else type(one).__name__
+
+
+def _declared(cls: type[Device]) -> list[Declared]:
+    """What the class and its bases declare, bases first; what overrides takes the place."""
+    found: dict[str, Declared] = {}
     for base in reversed(cls.__mro__):
         for name, value in vars(base).items():
-            found.pop(name, None) if name in found and not isinstance(value, kind) else None
-            if isinstance(value, kind):
+            where = f"{base.__name__}.{name}"
+            if isinstance(value, Declared):
+                own = value.attribute if isinstance(value, Call) else value.name
+                if (value.owner, own) != (base, name):
+                    taken = value.owner.__name__ if value.owner else "?"
+                    raise DeclarationError(
+                        f"{where} must be a {_kind(value)} of its own: {taken}.{own} is the same"
+                    )
+                if hasattr(Device, name) or name in Device.__annotations__:
+                    other = "; @call(name=...) says what the guest sees"
+                    raise DeclarationError(
+                        f"{where} must have another name, since every Device has {name!r}"
+                        f"{other if isinstance(value, Call) else ''}"
+                    )
                 found[name] = value
+            elif name in found:
+                if value is not None:
+                    how = ", with @call again," if isinstance(found[name], Call) else ""
+                    raise DeclarationError(
+                        f"{where} must be a {_kind(found[name])}{how} as it is in its base, "
+                        "or None to take it away"
+                    )
+                del found[name]
     return list(found.values())
 
 
@@ -406,18 +484,19 @@ def _verify(cls: type[Device]) -> DeviceSpec:
     owner = cls.__name__
     _verify_numbers(cls, owner)
     name = getattr(cls, "name", None) or _snake_case(owner)
-    if not name.isidentifier() or len(name.encode()) > NAME_LENGTH:
+    if not isinstance(name, str) or not name.isidentifier() or len(name.encode()) > NAME_LENGTH:
         raise DeclarationError(
             f"{owner}.name must be an identifier of at most {NAME_LENGTH} bytes, not {name!r}"
         )
-    registers: list[Register] = _declared(cls, Register)
-    bars: list[Bar] = _declared(cls, Bar)
+    declared = _declared(cls)
+    bars = [_own(cls, one) for one in declared if isinstance(one, Bar)]
+    registers = [_own(cls, one) for one in declared if isinstance(one, Register)]
+    for register in registers:
+        if register.bar is not None:
+            register.bar = _counterpart(cls, register, "bar", register.bar, bars)
+    fields = _own_fields(cls, declared, registers)
     for register in registers:
         register.verify(owner)
-        if register.bar is not None and register.bar not in bars:
-            raise DeclarationError(
-                f"{owner}.{register.name}: its bar must be declared in the class"
-            )
     if registers and not bars:
         end = max(register.offset + register.size for register in registers)
         implied = Bar(0, max(PAGE, 1 << (end - 1).bit_length()))
@@ -455,15 +534,17 @@ def _verify(cls: type[Device]) -> DeviceSpec:
                     f"{owner}.{register.name} must not overlap {other.name}: both have byte "
                     f"{offset:#x} of {bar.name}"
                 )
-    interrupts: list[Interrupt] = _declared(cls, Interrupt)
+    interrupts = [copy.copy(one) for one in declared if isinstance(one, Interrupt)]
     for index, interrupt in enumerate(interrupts):
         interrupt.index = index
-    if len(interrupts) > 2047:
-        raise DeclarationError(f"{owner} must declare at most 2047 interrupts")
-    calls: list[Call] = _declared(cls, Call)
+    if len(interrupts) > MAX_INTERRUPTS:
+        raise DeclarationError(
+            f"{owner} must declare at most {MAX_INTERRUPTS} interrupts, not {len(interrupts)}"
+        )
+    calls = [one for one in declared if isinstance(one, Call)]
     names: dict[str, Call] = {}
     for one in calls:
-        one.resolve(owner)
+        one.resolve()
         if one.name in names:
             raise DeclarationError(
                 f"{owner}.{one.attribute}: two calls must not have one name, and "
@@ -483,13 +564,67 @@ def _verify(cls: type[Device]) -> DeviceSpec:
         uuid=abi,
         bars=tuple(bars),
         registers=tuple(registers),
-        fields=tuple(_declared(cls, Field)),
+        fields=fields,
         interrupts=tuple(interrupts),
         calls=tuple(calls),
         whole=whole,
         bytes_of=bytes_of,
         hooks={bar.index: bar for bar in bars},
     )
+
+
+def _own(cls: type[Device], one: D) -> D:
+    """A copy for this class, with the hooks as this class has them."""
+    mine = copy.copy(one)
+    mine.read_hook = _overridden(cls, one.read_hook)
+    mine.write_hook = _overridden(cls, one.write_hook)
+    return mine
+
+
+def _overridden(cls: type[Device], hook: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    """The hook, or the method that overrides it in a subclass of where it was given."""
+    if hook is None:
+        return None
+
+    def method(place: object) -> object:
+        return place.function if isinstance(place, Call) else place
+
+    for base in cls.__mro__:
+        if method(vars(base).get(hook.__name__)) is hook:
+            found = method(getattr(cls, hook.__name__))
+            if not callable(found):
+                raise DeclarationError(
+                    f"{cls.__name__}.{hook.__name__} must be a method: it is a hook in "
+                    f"{base.__name__}"
+                )
+            return found
+    return hook
+
+
+def _counterpart(cls: type[Device], user: Declared, role: str, used: D, own: list[D]) -> D:
+    """The class's own copy of what another declaration refers to."""
+    for base in cls.__mro__:
+        if vars(base).get(used.name) is used:
+            for one in own:
+                if one.name == used.name:
+                    return one
+    raise DeclarationError(
+        f"{cls.__name__}.{user.name}: its {role} must be declared in the class, as an attribute"
+    )
+
+
+def _own_fields(
+    cls: type[Device], declared: list[Declared], registers: list[Register]
+) -> tuple[Field, ...]:
+    """Copies of the fields for this class; each register gets its own."""
+    for register in registers:
+        register.fields = []
+    fields = [copy.copy(one) for one in declared if isinstance(one, Field)]
+    for one in fields:
+        one.register = _counterpart(cls, one, "register", one.register, registers)
+        one.access = one.given or one.register.access
+        one.register.fields.append(one)
+    return tuple(fields)
 
 
 def _verify_numbers(cls: type[Device], owner: str) -> None:
@@ -505,6 +640,8 @@ def _verify_numbers(cls: type[Device], owner: str) -> None:
             raise DeclarationError(f"{owner}.{attribute} must be (vendor, device), not {pair!r}")
         for number in pair:
             need(attribute, number, 16)
+    if getattr(cls, "id", (0, 0))[0] == 0xFFFF:
+        raise DeclarationError(f"{owner}.id must not have the vendor 0xffff: it means no device")
     need("class_code", cls.class_code, 24)
     need("revision", cls.revision, 8)
     need("version", cls.version, 32)

@@ -19,11 +19,16 @@ class Interrupt:
 
     def __init__(self, doc: str = "") -> None:
         self.name = ""
+        self.owner: type | None = None
+        """The class whose body declares it."""
         self.doc = doc
         self.index = -1
+        """In the `spec` of a class: the MSI-X table index."""
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
+        if self.owner is None:
+            self.owner = owner
+            self.name = name
 
     @overload
     def __get__(self, instance: None, owner: type) -> Interrupt: ...
@@ -32,7 +37,9 @@ class Interrupt:
     def __get__(self, instance: Device | None, owner: type) -> Interrupt | BoundInterrupt:
         if instance is None:
             return self
-        bound = BoundInterrupt(instance, self.index)
+        declared = instance.spec.interrupts
+        index = next(each.index for each in declared if each.name == self.name)
+        bound = BoundInterrupt(instance, index)
         instance.__dict__[self.name] = bound  # the next look-up finds it without this method
         return bound
 

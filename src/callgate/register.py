@@ -18,10 +18,14 @@ Access kinds, for a register and, where a field names its own, for that field's 
 
 In Python, `device.control` is the stored value: reading it has no side effect and runs no hook, and
 writing it ignores the access kind, as hardware behind a register does.
+
+A subclass inherits all of it. It may declare a register again, add fields to one that it inherits,
+and override a hook as any other method; none of this changes its base.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
 
@@ -36,7 +40,44 @@ WIDTHS = (8, 16, 32, 64)
 H = TypeVar("H", bound=Callable[..., Any])
 
 
-class Bar:
+class Hooked:
+    """What hooks can be given to, in the class body that declares it."""
+
+    def __init__(self) -> None:
+        self.name = ""
+        self.owner: type | None = None
+        """The class whose body declares it."""
+        self.read_hook: Callable[..., Any] | None = None
+        self.write_hook: Callable[..., Any] | None = None
+        self._wrong = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        # The first place counts, for one that is assigned twice; the second is refused there.
+        if self.owner is None:
+            self.owner = owner
+            self.name = name
+
+    def _take(self, kind: str, hook: Any, before: Any) -> None:
+        """Refuse a hook that would change another class's, or replace one in the same body."""
+        if self.owner is not None:
+            raise DeclarationError(
+                f"{self.owner.__name__}.{self.name}: {kind} must be used in the body of "
+                f"{self.owner.__name__}; a subclass overrides the method that is the hook"
+            )
+        if not callable(hook) or not hasattr(hook, "__name__"):
+            self._wrong = f"{kind} must be given a method, not {hook!r}"
+        elif before is not None:
+            self._wrong = (
+                f"{kind} must be used once, and {before.__name__} and {hook.__name__} both have it"
+            )
+
+    def verify_hooks(self, where: str) -> None:
+        """Raise DeclarationError when hooks were given that cannot be."""
+        if self._wrong:
+            raise DeclarationError(f"{where}: {self._wrong}")
+
+
+class Bar(Hooked):
     """A base address register: a window of `size` bytes (PCI Local Bus 3.0, 6.2.5).
 
     `index` 0 to 5; `kind` "memory" or "io"; `width` 32 or 64 (a 64-bit BAR takes index + 1 too);
@@ -57,18 +98,13 @@ class Bar:
         prefetchable: bool = False,
         ram: bool = False,
     ) -> None:
-        self.name = ""
+        super().__init__()
         self.index = index
         self.size = size
         self.kind = kind
         self.width = width
         self.prefetchable = prefetchable
         self.ram = ram
-        self.read_hook: Callable[[Any, int, int], int] | None = None
-        self.write_hook: Callable[[Any, int, int, int], None] | None = None
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
 
     @overload
     def __get__(self, instance: None, owner: type) -> Bar: ...
@@ -83,17 +119,21 @@ class Bar:
 
     def on_read(self, hook: H) -> H:
         """Use the method for reads that no register answers: (offset, size in bytes) -> value."""
+        self._take("on_read", hook, self.read_hook)
         self.read_hook = hook
         return hook
 
     def on_write(self, hook: H) -> H:
         """Use the method for writes that no register takes: (offset, size in bytes, value)."""
+        self._take("on_write", hook, self.write_hook)
         self.write_hook = hook
         return hook
 
     def verify(self, owner: str) -> None:
         """Raise DeclarationError when the BAR cannot exist."""
         where = f"{owner}.{self.name}"
+        _verify_numbers(where, index=self.index, size=self.size)
+        self.verify_hooks(where)
         if self.kind not in ("memory", "io"):
             raise DeclarationError(f'{where}: kind must be "memory" or "io", not {self.kind!r}')
         if self.width not in (32, 64) or (self.kind == "io" and self.width != 32):
@@ -111,10 +151,16 @@ class Bar:
         if self.kind == "io" and (self.prefetchable or self.ram):
             raise DeclarationError(f"{where}: an I/O BAR is neither prefetchable nor memory")
         if self.ram and self.size < 4096:
-            raise DeclarationError(f"{where}: shared memory must be at least 4096 bytes")
+            raise DeclarationError(
+                f"{where}: shared memory must be at least 4096 bytes, not {self.size}"
+            )
+        if self.ram and (self.read_hook or self.write_hook):
+            raise DeclarationError(
+                f"{where}: shared memory must do without hooks: an access to it traps nowhere"
+            )
 
 
-class Register:
+class Register(Hooked):
     """A register of `width` bits at byte `offset` of a BAR (the device's first one if not named).
 
     `offset` is aligned to the width; `reset` is the value after a reset. Hooks: `on_read` gives the
@@ -132,7 +178,7 @@ class Register:
         bar: Bar | None = None,
         doc: str = "",
     ) -> None:
-        self.name = ""
+        super().__init__()
         self.offset = offset
         self.width = width
         self.access = access
@@ -140,8 +186,7 @@ class Register:
         self.bar = bar
         self.doc = doc
         self.fields: list[Field] = []
-        self.read_hook: Callable[[Any], int | None] | None = None
-        self.write_hook: Callable[[Any, int], None] | None = None
+        """Its fields, in the `spec` of a class."""
         self.mask = (1 << width) - 1 if width in WIDTHS else 0
         self.masks: dict[str, int] = {}
 
@@ -149,9 +194,6 @@ class Register:
     def size(self) -> int:
         """Width in bytes."""
         return self.width // 8
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
 
     @overload
     def __get__(self, instance: None, owner: type) -> Register: ...
@@ -163,20 +205,23 @@ class Register:
         return instance._values[self.name]
 
     def __set__(self, instance: Device, value: int) -> None:
-        if not 0 <= value <= self.mask:
+        number = operator.index(value)
+        if not 0 <= number <= self.mask:
             raise ValueError(
                 f"{type(instance).__name__}.{self.name} must fit {self.width} bits, "
-                f"and {value:#x} does not"
+                f"and {number:#x} does not"
             )
-        instance._values[self.name] = int(value)
+        instance._values[self.name] = number
 
     def on_read(self, hook: H) -> H:
         """Use the method for a guest's reads: () -> value, or None for the stored value."""
+        self._take("on_read", hook, self.read_hook)
         self.read_hook = hook
         return hook
 
     def on_write(self, hook: H) -> H:
         """Use the method after a guest's writes: (value that the guest wrote)."""
+        self._take("on_write", hook, self.write_hook)
         self.write_hook = hook
         return hook
 
@@ -185,8 +230,10 @@ class Register:
         where = f"{owner}.{self.name}"
         if self.width not in WIDTHS:
             raise DeclarationError(
-                f"{where}: Register width must be 8, 16, 32 or 64 bits, not {self.width}"
+                f"{where}: Register width must be 8, 16, 32 or 64 bits, not {self.width!r}"
             )
+        _verify_numbers(where, offset=self.offset, reset=self.reset)
+        self.verify_hooks(where)
         if self.access not in ACCESSES:
             raise DeclarationError(
                 f"{where}: access must be one of {', '.join(ACCESSES)}, not {self.access!r}"
@@ -212,6 +259,11 @@ class Register:
             for access in self.masks:
                 self.masks[access] &= ~field.mask
             self.masks[field.access] |= field.mask
+        if self.write_hook is not None and self.masks["r"] == self.mask:
+            raise DeclarationError(
+                f"{where}: a read-only register must do without on_write: the guest's writes are "
+                "dropped"
+            )
 
     # The guest's side. `mask` says which bits of the register the access covers.
 
@@ -221,12 +273,12 @@ class Register:
         if self.read_hook is not None:
             answer = self.read_hook(device)
             if answer is not None:
-                if not 0 <= answer <= self.mask:
+                value = operator.index(answer)
+                if not 0 <= value <= self.mask:
                     raise ValueError(
                         f"{type(device).__name__}.{self.name}: its on_read hook must return "
-                        f"{self.width} bits, and {answer:#x} does not fit"
+                        f"{self.width} bits, and {value:#x} does not fit"
                     )
-                value = answer
         return value & ~self.masks["w"]
 
     def guest_write(self, device: Device, value: int, mask: int) -> None:
@@ -258,17 +310,23 @@ class Field:
         access: Access | None = None,
         doc: str = "",
     ) -> None:
+        if not isinstance(register, Register):
+            raise DeclarationError(f"A Field must be given its Register first, not {register!r}")
         self.name = ""
+        self.owner: type | None = None
+        """The class whose body declares it."""
         self.register = register
         self.low = low
         self.high = low if high is None else high
+        self.given = access
         self.access: Access = access or register.access
         self.doc = doc
         self.mask = ((1 << max(self.high + 1 - low, 0)) - 1) << max(low, 0)
-        register.fields.append(self)
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
+        if self.owner is None:
+            self.owner = owner
+            self.name = name
 
     @overload
     def __get__(self, instance: None, owner: type) -> Field: ...
@@ -280,13 +338,14 @@ class Field:
         return (instance._values[self.register.name] & self.mask) >> self.low
 
     def __set__(self, instance: Device, value: int) -> None:
-        if value < 0 or (int(value) << self.low) & ~self.mask:
+        number = operator.index(value)
+        if number < 0 or (number << self.low) & ~self.mask:
             raise ValueError(
                 f"{type(instance).__name__}.{self.name} must fit {self.high + 1 - self.low} bits, "
-                f"and {value:#x} does not"
+                f"and {number:#x} does not"
             )
         old = instance._values[self.register.name]
-        instance._values[self.register.name] = old & ~self.mask | int(value) << self.low
+        instance._values[self.register.name] = old & ~self.mask | number << self.low
 
     def verify(self, owner: str) -> None:
         """Raise DeclarationError when the bits are not inside the register."""
@@ -300,3 +359,9 @@ class Field:
                 f"{owner}.{self.name}: access must be one of {', '.join(ACCESSES)}, "
                 f"not {self.access!r}"
             )
+
+
+def _verify_numbers(where: str, **numbers: object) -> None:
+    for name, value in numbers.items():
+        if not isinstance(value, int):
+            raise DeclarationError(f"{where}: {name} must be a number, not {value!r}")

@@ -14,6 +14,8 @@ import threading
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator
+from itertools import cycle
+from queue import Queue
 
 import pytest
 
@@ -21,8 +23,12 @@ from callgate.errors import DrainTimeout
 from callgate.gate.abi import Status
 from callgate.gate.vectors import Abandoned, Binding, VectorTable
 
-SECONDS = 0.7
+SECONDS = 0.5
+TURNS = 10
+"""What each hand does at least, however slow the machine is."""
 CALLERS = 5
+HAND = CALLERS
+"""The number of a hand that calls, too."""
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +46,7 @@ class Target:
         self.owner = owner
         self.over = False
         self.denied = False
-        self.runs = [0] * CALLERS
+        self.runs = [0] * (CALLERS + 1)
 
     def handle(self, caller: int, vector: int, owner_of: dict[int, str]) -> None:
         self.check("began")
@@ -63,7 +69,7 @@ class Host:
         self.bindings: list[Binding] = []
         self.targets: list[Target] = []
         self.current: dict[str, Binding] = {}
-        self.answers: list[Tally[Status]] = [Tally() for _ in range(CALLERS)]
+        self.answers: list[Tally[Status]] = [Tally() for _ in range(CALLERS + 1)]
         self.stop = threading.Event()
         self.errors: list[BaseException] = []
         for owner in owners:
@@ -83,27 +89,31 @@ class Host:
         self.current[target.owner] = binding
 
     def run(self, *acts: Callable[[], None]) -> None:
-        """Run the callers, and each of `acts` again and again, until the time is up."""
+        """Run the callers, and each of `acts` again and again, for a while."""
+        turns = Tally[Callable[[], None]]()
 
         def repeat(act: Callable[[], None]) -> None:
             try:
                 while not self.stop.is_set():
                     act()
+                    turns[act] += 1
             except BaseException as error:
                 self.errors.append(error)
                 self.stop.set()
 
         callers = [Caller(self, number) for number in range(CALLERS)]
-        threads = [
-            threading.Thread(target=repeat, args=(act,), daemon=True)
-            for act in (*(caller.call for caller in callers), *acts)
-        ]
+        every = [*(caller.call for caller in callers), *acts]
+        threads = [threading.Thread(target=repeat, args=(act,), daemon=True) for act in every]
+        start = time.monotonic()
         for thread in threads:
             thread.start()
-        self.stop.wait(SECONDS)
+        while not self.stop.wait(SECONDS):
+            if all(turns[act] >= TURNS for act in every):
+                break
+            assert time.monotonic() - start < 30, "a wake-up was lost"
         self.stop.set()
         for thread in threads:
-            thread.join(20)
+            thread.join(10)
         if self.errors:
             raise self.errors[0]
         assert not any(thread.is_alive() for thread in threads), "a wake-up was lost"
@@ -119,7 +129,6 @@ class Host:
         assert answers[Status.OK] == ran
         assert answers[Status.OK] == sum(binding.calls.value for binding in self.bindings)
         assert {status: n for status, n in answers.items() if status is not Status.OK} == refused
-        assert answers[Status.OK] > 100
         assert self.table.drains == 0
 
 
@@ -160,12 +169,10 @@ class Caller:
 
 def test_nothing_runs_after_revoke_and_no_stale_vector_finds_a_new_owner() -> None:
     host = Host(["adder", "timer"])
-    turns = 0
+    owners = cycle(["adder", "timer"])
 
     def revoke() -> None:
-        nonlocal turns
-        turns += 1
-        owner = ("adder", "timer")[turns % 2]
+        owner = next(owners)
         old = host.current[owner]
         host.table.revoke(old)
         old.target.over = True
@@ -173,42 +180,35 @@ def test_nothing_runs_after_revoke_and_no_stale_vector_finds_a_new_owner() -> No
         host.bind(owner)
 
     host.run(revoke)
-    assert turns > 10
 
 
 def test_nothing_runs_between_deny_and_allow() -> None:
     host = Host(["adder", "timer"])
-    turns = 0
+    names = cycle(["add", None])
 
     def deny() -> None:
-        nonlocal turns
-        turns += 1
-        target: Target = host.current["adder"].target
-        name = ("add", None)[turns % 2]
+        name = next(names)
         host.table.deny("adder", name)
-        target.denied = True
+        host.current["adder"].target.denied = True
         time.sleep(0)
-        target.denied = False
+        host.current["adder"].target.denied = False
         host.table.allow("adder", name)
 
     host.run(deny)
-    assert turns > 10
 
 
-def test_two_hands_at_once() -> None:
-    """One resets, the other denies; a third sets quotas under everybody's feet."""
+def test_three_hands_at_once() -> None:
+    """One resets, one denies, and one changes quotas."""
     host = Host(["adder", "timer"])
-    turns: Tally[str] = Tally()
+    limits = cycle([1, 2, 3, None])
 
     def reset() -> None:
-        turns["reset"] += 1
         old = host.current["adder"]
         host.table.revoke_owner("adder")
         old.target.over = True
         host.bind("adder")
 
     def deny() -> None:
-        turns["deny"] += 1
         host.table.deny("timer")
         host.current["timer"].target.denied = True
         time.sleep(0)
@@ -216,54 +216,47 @@ def test_two_hands_at_once() -> None:
         host.table.allow("timer")
 
     def limit() -> None:
-        turns["limit"] += 1
-        host.table.limit("adder", "add", in_flight=1 + turns["limit"] % 3)
+        host.table.limit("adder", "add", in_flight=next(limits))
         time.sleep(0.001)
-        if turns["limit"] % 5 == 0:
-            host.table.limit("adder", "add")
 
     host.run(reset, deny, limit)
-    assert min(turns.values()) > 10
 
 
-def test_calls_that_are_abandoned_at_random_are_waited_for_too() -> None:
+def test_handlers_that_were_given_up_are_waited_for() -> None:
     host = Host(["adder"])
-    left: list[tuple[Abandoned, Target]] = []
-    turns = 0
+    slot = host.table.slot()
+    given_up: Queue[tuple[Abandoned, Target]] = Queue(3)
 
-    def abandon() -> None:
-        """Call, give the handler up, and leave its end to `settle`."""
-        slot = host.table.slot()
+    def give_up() -> None:
+        """Call, and leave the handler's end to the other hand."""
+        time.sleep(0)
+        if given_up.full():
+            return
         binding = host.current["adder"]
-        if host.table.enter(slot, binding) is None:
+        status = host.table.enter(slot, binding)
+        host.answers[HAND][Status.OK if status is None else status] += 1
+        if status is None:
             target: Target = binding.target
             target.check("began")
-            call = host.table.abandon(slot)
-            left.append((call, target))
-        host.answers[0][Status.OK] += 0
+            target.runs[HAND] += 1
+            given_up.put((host.table.abandon(slot), target))
 
     def settle() -> None:
-        if left:
-            call, target = left.pop(0)
+        time.sleep(0)
+        if not given_up.empty():
+            call, target = given_up.get()
             target.check("still ran")
             host.table.settle(call)
-        time.sleep(0)
 
     def revoke() -> None:
-        nonlocal turns
         old = host.current["adder"]
-        try:
-            host.table.revoke(old, timeout=2)
-        except DrainTimeout:
-            assert host.stop.is_set()  # Who settles has stopped.
-        else:
-            turns += 1
+        while not host.stop.is_set():  # Who settles stops, too.
+            try:
+                host.table.revoke(old, timeout=0.2)
+            except DrainTimeout:
+                continue
             old.target.over = True
-        host.bind("adder")
+            host.bind("adder")
+            break
 
-    host.check_the_books = lambda: None  # type: ignore[method-assign]  # abandoned calls are not in them
-    host.run(abandon, settle, revoke)
-    for call, _ in left:
-        host.table.settle(call)
-    host.table.revoke_owner("adder", timeout=0)
-    assert turns > 5
+    host.run(give_up, settle, revoke)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The base of all backends and their registry: the guide to writing one.
 
-A backend runs the guest's instructions and reports its traps. All else is in the `System` that it is
-given: memory, PCI bus, console, timers, calls.
+A backend runs the guest's instructions and reports its traps. All else is in the `System` that it
+is given: memory, PCI bus, console, timers, calls.
 
     guest's load, store, in, out   ->  System.mem_read, mem_write, io_read, io_write
     guest's hypercall              ->  System.router.call
@@ -11,10 +11,10 @@ given: memory, PCI bus, console, timers, calls.
     interrupt message to RAM       ->  Backend.wake
     the guest's end, the console   ->  Backend.stop
 
-To write one, subclass `Backend` in a module of its own and list it in `_BACKENDS` below, or, in another
-package, as an entry point of the group `callgate.backends`. The module is imported when its backend
-is asked for, and not before: it may import what few people have installed. Then run the conformance
-suite on it (docs/backends.md).
+To write one, subclass `Backend` in a module of its own and list it in `_BACKENDS` below, or, in
+another package, as an entry point of the group `callgate.backends`. The module is imported when its
+backend is asked for, and not before: it may import what few people have installed. Then run the
+conformance suite on it.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Backend(ABC):
         """Deliver an interrupt message that goes to the processor (on x86, to its local APIC)."""
 
     def wake(self) -> None:
-        """Let a guest that waits for an interrupt look at its memory: a message was stored there."""
+        """Let a guest that waits look at its memory: an interrupt message was stored there."""
 
     def close(self) -> None:
         """Give back the processor and everything that was mapped. Harmless when repeated."""
@@ -111,7 +111,7 @@ def backends() -> list[str]:
 
 
 def backend(name: str) -> type[Backend]:
-    """The backend class of this name. Raises `BackendError` if there is none or it lacks something."""
+    """Return the backend class of this name. Raises `BackendError`, which says what is missing."""
     try:
         found = _load(name)
     except ModuleNotFoundError as error:
@@ -137,5 +137,7 @@ def _load(name: str) -> type[Backend]:
             raise BackendError(f"The backend must be one of {', '.join(backends())}, not {name!r}")
         found = points[0].load()
     if not (isinstance(found, type) and issubclass(found, Backend)):
-        raise BackendError(f"{name}: {found!r} must be a subclass of callgate.backends.base.Backend")
+        raise BackendError(
+            f"{name}: {found!r} must be a subclass of callgate.backends.base.Backend"
+        )
     return found

@@ -45,7 +45,7 @@ PLATFORMS = {
 
 
 def platform(name: str | None, arch: str) -> Platform:
-    """The platform `name`, or the default of `arch`. Raises `BackendError`, naming those there are."""
+    """Return the platform `name`, or the default of `arch`. Raises `BackendError`."""
     fitting = [each for each in PLATFORMS.values() if arch in each.architectures]
     if name is None:
         return fitting[0]

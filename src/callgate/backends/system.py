@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: MIT
 """System: everything around the processor. A backend hands it each access that it trapped.
 
-    access --> board's own devices --> I/O ports in memory --> PCI bus --> nothing: all ones
-               (console, exit)         (where there are no     (BARs, ECAM,
-                                        I/O instructions)       CF8, RAM)
+access --> board's own devices --> I/O ports in memory --> PCI bus --> nothing: all ones
+           (console, exit)         (where there are no     (BARs, ECAM,
+                                    I/O instructions)       CF8, RAM)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from callgate.backends.board import Board
@@ -25,7 +26,6 @@ from callgate.timers import Timers
 
 if TYPE_CHECKING:
     from callgate.backends.base import Backend
-    from callgate.elf import Program
 
 APIC = range(0xFEE0_0000, 0xFEF0_0000)
 """Where a message on x86 is an interrupt (Intel SDM, volume 3, 11.11.1)."""
@@ -60,8 +60,8 @@ class System:
         self.faults = Faults("guest")
         self.exit_code: int | None = None
         """What the guest ended with; None while it has not."""
-        self.program: Program | None = None
-        """What was loaded, for the names in reports."""
+        self.symbol_at: Callable[[int], str | None] = lambda address: None
+        """The guest program's name for an address, for reports."""
         self.backend: Backend | None = None
         self._own = self._place_devices()
         bus.on_change.append(self._remap)
@@ -146,11 +146,29 @@ class System:
         if self.backend is not None:
             self.backend.wake()
 
+    def set_line(self, level: bool) -> None:
+        """Take the INTA line of a function.
+
+        No board here has an interrupt controller for it: the driver sees it as the interrupt bit of
+        the function's status register, and polls that.
+        """
+
+    def reset(self) -> None:
+        """Forget what the guest did: console, exit code, the board's own devices."""
+        self.console.clear()
+        self.exit_code = None
+        self._own = self._place_devices()
+
     def end(self, code: int) -> None:
         """End the run: the guest is done, with `code`."""
         self.exit_code = code
         if self.backend is not None:
             self.backend.stop()
+
+    def place(self, address: int) -> str:
+        """An address of the guest's code, with the program's name for it if it has one."""
+        symbol = self.symbol_at(address)
+        return f"{address:#x} ({symbol})" if symbol else f"{address:#x}"
 
     def _remap(self) -> None:
         if self.backend is not None:

@@ -1,22 +1,35 @@
 # SPDX-License-Identifier: MIT
 """A time limit for handlers: the guest gets its answer in time, whatever the handler does.
 
-With a limit, a handler runs in a thread of its own while the caller waits. When time is up, the
-caller goes on with TIMED_OUT, and an exception is raised inside the handler, which ends a loop of
-Python; one that is blocked in C sees it when it comes back. Until it ends its call counts as in
-flight, so `revoke` tells the truth. Without a limit none of this is on a call's path.
+With a limit, a call runs in a thread of its own while its caller waits. When time is up, the caller
+goes on with TIMED_OUT, and an exception is raised inside the handler, which ends a loop of Python;
+one that is blocked in C sees it when it comes back. Until it ends its call counts as in flight, so
+`revoke` tells the truth. Without a limit none of this is on a call's path.
+
+    caller                     thread
+    start, wait                take the device's lock, no longer than the limit
+                               judge the call, then, if it was not given up: running
+    time is up: give up        the handler            <-- here, and nowhere else, it is interrupted
+                               over
+    answer                     give back all that was taken
+
+An exception that strikes anywhere can strike between a lock and the `try` that gives it back. So it
+is raised only while the handler runs, and a handler that times out inside a library can leave that
+library as an interrupted thread would: the limit is for models under test, not a way to schedule.
 """
 
 from __future__ import annotations
 
 import ctypes
 import threading
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
+from callgate.gate.abi import Status
+
 if TYPE_CHECKING:
-    from callgate.gate.gate import Target
-    from callgate.gate.vectors import Abandoned, Slot, VectorTable
+    from callgate.call import Stub
+    from callgate.gate.gate import Answer, Gate
+    from callgate.gate.vectors import Binding
 
 
 class HandlerTimeout(Exception):
@@ -28,7 +41,7 @@ class _Ended(BaseException):
 
 
 class Deadline:
-    """Runs handlers for at most `seconds` each."""
+    """Runs calls for at most `seconds` each."""
 
     def __init__(self, seconds: float) -> None:
         if not seconds > 0:
@@ -37,73 +50,110 @@ class Deadline:
 
     def run(
         self,
-        table: VectorTable,
-        slot: Slot,
-        target: Target,
+        gate: Gate,
+        binding: Binding,
         values: tuple[int, ...],
         payload: memoryview | None,
-    ) -> tuple[Any, ...]:
-        """What the target's stub returns or raises; HandlerTimeout when time is up.
+    ) -> Answer:
+        """What `gate.execute` answers, or TIMED_OUT when time is up.
 
-        The target's lock is held while the stub runs. The stub gets a copy of the payload, since a
-        handler that was given up must not see what the frame holds by then.
+        The call works on a copy of the payload: once it was given up, the frame is not its own.
         """
-        copy = None if payload is None else memoryview(bytes(payload))
-        job = _Job(table, target, values, copy)
-        job.thread.start()
-        slot.thread = job.thread.ident or 0
-        if not job.ended.wait(self.seconds) and job.give_up(slot):
-            raise HandlerTimeout(
-                f"the handler must end within {self.seconds:g} s; its call was answered TIMED_OUT"
-            )
+        copy = None if payload is None else memoryview(bytearray(payload))
+        job = Job(gate, binding, values, copy, self.seconds)
+        try:
+            job.start()
+        except RuntimeError as error:  # The host has no thread left.
+            binding.note(Status.BUSY)
+            gate.device.bugs.report(f"{binding}, time limit", error)
+            return Status.BUSY, 0, ()
+        if (job.ended.wait(self.seconds) or not job.give_up()) and job.answer is not None:
+            if payload is not None and copy is not None and binding.target.places:
+                payload[:] = copy
+            return job.answer
         if job.error is not None:
             raise job.error
-        return job.results
+        binding.note(Status.TIMED_OUT)
+        sentence = (
+            f"the handler must end within {self.seconds:g} s; its call was answered TIMED_OUT"
+        )
+        gate.device.bugs.report(str(binding), HandlerTimeout(sentence))
+        return Status.TIMED_OUT, 0, ()
 
 
-class _Job:
-    """One handler in its thread. `turn` orders its end against its being given up."""
+class Job:
+    """One call in its thread. `_turn` orders its handler's begin and end against `give_up`."""
 
     def __init__(
         self,
-        table: VectorTable,
-        target: Target,
+        gate: Gate,
+        binding: Binding,
         values: tuple[int, ...],
         payload: memoryview | None,
+        seconds: float,
     ) -> None:
-        self.table = table
-        self.target = target
-        self.values = values
-        self.payload = payload
         self.ended = threading.Event()
+        self.answer: Answer | None = None
         self.error: BaseException | None = None
-        self.results: tuple[Any, ...] = ()
-        self.turn = threading.Lock()
-        self.over = False
-        self.abandoned: Abandoned | None = None
-        self.thread = threading.Thread(target=self._run, name="callgate handler", daemon=True)
+        self._gate = gate
+        self._binding = binding
+        self._values = values
+        self._payload = payload
+        self._seconds = seconds
+        self._turn = threading.Lock()
+        self._given_up = False
+        self._running = False
+        self._over = False
+        self._thread = threading.Thread(target=self._work, name="callgate handler", daemon=True)
 
-    def _run(self) -> None:
+    def start(self) -> None:
+        """Begin. Raises RuntimeError when no thread can be started."""
+        self._thread.start()
+
+    def run(
+        self, stub: Stub, values: tuple[int, ...], payload: memoryview | None
+    ) -> tuple[Any, ...]:
+        """Run the handler; for `execute`, in the job's thread."""
+        with self._turn:
+            if self._given_up:
+                raise _Ended
+            self._running = True
         try:
-            with self.target.lock or nullcontext():
-                try:
-                    self.results = self.target.stub(self.values, self.payload)
-                finally:
-                    with self.turn:
-                        self.over = True  # From here on nothing is raised in this thread.
-        except BaseException as error:
-            self.error = error
-        if self.abandoned is not None:
-            self.table.settle(self.abandoned)
-        self.ended.set()
+            return stub(values, payload)
+        finally:
+            with self._turn:
+                self._over = True  # From here on nothing is raised in this thread.
 
-    def give_up(self, slot: Slot) -> bool:
-        """Let the handler run on without us; False when it has just ended."""
-        with self.turn:
-            if not self.over:
-                self.abandoned = self.table.abandon(slot)
-                thread = ctypes.c_ulong(self.thread.ident or 0)
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_Ended))
+    def give_up(self) -> bool:
+        """Let the call run on without us; False when its handler has just ended."""
+        with self._turn:
+            if not self._over:
+                self._given_up = True
+                if self._running:
+                    thread = ctypes.c_ulong(self._thread.ident or 0)
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_Ended))
                 return True
         self.ended.wait()
         return False
+
+    def _work(self) -> None:
+        lock = self._binding.target.lock
+        try:
+            if lock is None:
+                self._execute()
+            elif lock.acquire(timeout=self._seconds):
+                # Else another handler keeps it, and by now nobody waits for us.
+                try:
+                    self._execute()
+                finally:
+                    lock.release()
+        except _Ended:
+            pass
+        except BaseException as error:
+            self.error = error
+        self.ended.set()
+
+    def _execute(self) -> None:
+        # A slot of its own: the frame's is free for the next call as soon as this is given up.
+        slot = self._gate.table.slot()
+        self.answer = self._gate.execute(slot, self._binding, self._values, self._payload, self)

@@ -2,7 +2,7 @@
 """The gate: directory, frames and doorbell of one device (docs/abi.md).
 
     doorbell write (or a watcher, or a hypercall of the doorbell vector)
-        -> Gate.ring(frame index)        claim the frame, copy its head and values once
+        -> Gate.ring(frame index)        claim the frame (RUNNING), copy its head and values once
         -> vector table                  which call is it, and may it run
         -> execute                       the stub: check, call the method
         -> the frame                     results, status, then state DONE
@@ -14,18 +14,26 @@
 
 from __future__ import annotations
 
+import operator
 import struct
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import get_ident
 from typing import Any
 
 from callgate.call import Call, CallRefused, Stub, compile_stub, place_results
 from callgate.device import Device
-from callgate.errors import CallgateError, DeviceError, DmaError, DrainTimeout
+from callgate.errors import (
+    CallgateError,
+    DeviceError,
+    DmaError,
+    DrainTimeout,
+    VectorsExhausted,
+)
 from callgate.gate import abi
 from callgate.gate.abi import (
     CAPABILITY,
@@ -44,24 +52,30 @@ from callgate.gate.abi import (
     Transport,
     round_up,
 )
-from callgate.gate.deadline import Deadline, HandlerTimeout
+from callgate.gate.deadline import Deadline, Job
 from callgate.gate.vectors import Binding, Slot, VectorTable
 from callgate.memory import anonymous
-from callgate.report import report_bug
 from callgate.trace import Event, Trace
 
 ONES = 0xFFFF_FFFF
 RESET_DRAIN = 1.0
 """Seconds that a reset waits for calls in flight."""
 
+# Plain names and numbers: a look-up in an enum class costs as much as a call in Python 3.11, and an
+# IntFlag's operators cost more than all else on a call's path.
 _READY = int(FrameState.READY)
+_RUNNING = int(FrameState.RUNNING)
 _DONE = int(FrameState.DONE)
-# Plain numbers: an IntFlag's operators cost more than all else on a call's path.
 _ONE_WAY = int(FrameFlag.ONE_WAY)
 _INTERRUPT = int(FrameFlag.INTERRUPT)
 _UNKNOWN_FLAGS = 0xFFFF & ~(_ONE_WAY | _INTERRUPT)
-_OK = Status.OK  # A look-up in an enum class costs as much as a call in Python 3.11.
+_DOORBELL = int(DoorbellRegister.DOORBELL)
+_NOTIFY = int(DoorbellRegister.NOTIFY)
+_VERSION = int(DoorbellRegister.VERSION)
+_ACCEPTED = int(DoorbellRegister.FEATURES)
+_OK = Status.OK
 _FAULT = Status.DEVICE_FAULT
+_DEVICE_ERROR = Status.DEVICE_ERROR
 _VALUES = tuple(struct.Struct(f"<{count}Q").unpack_from for count in range(MAX_VALUES + 1))
 _FEATURES = Feature.NOTIFY | Feature.CHANGE_INTERRUPT | Feature.DONE_INTERRUPT
 Answer = tuple[Status, int, tuple[Any, ...]]
@@ -82,17 +96,38 @@ class Target:
 
     __slots__ = ("arguments", "gate", "lock", "name", "one_way", "places", "registers", "stub")
 
-    def __init__(self, gate: Gate, call: Call | None, stub: Stub, lock: Any) -> None:
+    def __init__(self, gate: Gate, call: Call, stub: Stub, lock: Any) -> None:
         self.gate = gate
         self.stub = stub
         self.lock = lock
-        self.name = call.name if call else "doorbell"
-        self.arguments = call.arguments if call else 1
-        self.one_way = call.one_way if call else False
-        self.places = bool(call and call.flags & CallFlag.PAYLOAD_OUT)
-        self.registers = max(call.arguments, call.result_slots) if call else 1
-        if call and not call.flags & CallFlag.REGISTERS:
-            self.registers = sys.maxsize
+        self.name = call.name
+        self.arguments = call.arguments
+        self.one_way = call.one_way
+        self.places = bool(call.flags & CallFlag.PAYLOAD_OUT)
+        self.registers = sys.maxsize
+        if call.flags & CallFlag.REGISTERS:
+            self.registers = max(call.arguments, call.result_slots)
+
+
+class Doorbell:
+    """What the doorbell's vector leads to, for a `Router`: it stands where a `Target` and its gate do.
+
+    It is no call: it carries none, so it has no filter, quota, lock or time limit of its own, and a
+    frame cannot name it.
+    """
+
+    arguments = 1
+    registers = 1
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = self
+        self._ring = gate.ring
+
+    def execute(
+        self, slot: Slot, binding: Binding, values: tuple[int, ...], payload: memoryview | None
+    ) -> Answer:
+        """Look at the frame whose index is the argument."""
+        return (_OK if self._ring(values[0]) else Status.BAD_VALUE), 0, ()
 
 
 class Gate:
@@ -127,9 +162,8 @@ class Gate:
         self._trace = trace
         self.deadline = Deadline(time_limit) if time_limit is not None else None
         self._watcher: Callable[[], None] | None = None
-        self._woken: Callable[[], None] | None = None
         self.version = 0
-        self.features = Feature(0)
+        self._accept(Feature(0))
         self.offered = _FEATURES
         if offer.transports & Transport.POLLED:
             self.offered |= Feature.POLLED
@@ -137,7 +171,9 @@ class Gate:
         self._calls = {call.name: call for call in device.spec.calls}
         self._names = list(self._calls)
         self._bindings: dict[str, Binding] = {}
+        # Held for moments only: never while calls drain, nor while an interrupt is sent.
         self._changing = threading.RLock()
+        self._closed = False
         self._lay_out()
         pages = anonymous(self.ram_size)
         self.pages = pages
@@ -150,14 +186,13 @@ class Gate:
         self._slots = [table.slot() for _ in self._bases]
         self._notify_slots: list[Slot] = []
         self._generation = 0
-        self._doorbell: Binding | None = None
         self._write_header()
-        with self._changing:
-            self._begin_change()
-            self._bind_doorbell()
-            for name in self._names:
-                self._bind(name)
-            self._end_change()
+        try:
+            with self._change():
+                self._bind_all()
+        except BaseException:
+            self.close()
+            raise
 
     # --- layout ----------------------------------------------------------------------------------
 
@@ -169,7 +204,9 @@ class Gate:
         self.frame_size = self.device.frame_size
         self.frame_count = self.device.frames
         self.frames_offset = round_up(self._texts + self._text_length, max(PAGE, self.frame_size))
-        self._bases = [self.frames_offset + index * self.frame_size for index in range(self.frame_count)]
+        self._bases = [
+            self.frames_offset + index * self.frame_size for index in range(self.frame_count)
+        ]
         self.ram_size = round_up(self.frames_offset + self.frame_count * self.frame_size, PAGE)
         self.size = self.ram_size + self.doorbell_size
 
@@ -239,14 +276,14 @@ class Gate:
     def bind(self, name: str) -> int:
         """Give the call a new vector; one that it has is revoked first. Raises KeyError for a name
         that the device does not declare, VectorsExhausted when the table is used up."""
-        with self._changing:
-            if self.binding(name) is not None:
-                self.revoke(name)
-            self._begin_change()
-            try:
-                return self._bind(name).vector
-            finally:
-                self._end_change()
+        while True:
+            self.revoke(name)
+            with self._change():
+                if self._closed:
+                    raise RuntimeError(f"{self.device} must be plugged in to bind {name!r}")
+                # Else another thread was quicker: its vector is revoked as any other is.
+                if name not in self._bindings:
+                    return self._bind(name).vector
 
     def revoke(self, name: str, *, timeout: float | None = None) -> None:
         """Take the call's vector away: when this returns, no call of it runs, and none starts.
@@ -262,30 +299,30 @@ class Gate:
         try:
             self.table.revoke(binding, timeout=timeout)
         finally:
-            with self._changing:
-                if self._bindings.get(name) is binding:
-                    self._begin_change()
-                    del self._bindings[name]
-                    self._set_vector(name, 0)
-                    self._end_change()
+            if self._bindings.get(name) is binding:
+                with self._change():
+                    if self._bindings.get(name) is binding:
+                        del self._bindings[name]
+                        self._set_vector(name, 0)
 
     def allow(self, *names: str) -> None:
         """Let the calls through; if none is named, all of the device's."""
-        if not names:
-            self.table.allow(self.device)
-        for name in names or self._names:
-            self.table.allow(self.device, self._known(name))
+        for name in [self._known(name) for name in names] or self._names:
+            self.table.allow(self.device, name)
 
     def deny(self, *names: str, timeout: float | None = None) -> None:
         """Answer DENIED; when this returns, no call of them runs, and none starts until `allow`.
 
         If none is named, all of the device's. It outlives revocations and resets. Raises
-        DrainTimeout as `revoke` does.
+        DrainTimeout as `revoke` does, when all of them are denied.
         """
-        if not names:
-            self.table.deny(self.device, timeout=timeout)
-        for name in names:
-            self.table.deny(self.device, self._known(name), timeout=timeout)
+        denied = [self._known(name) for name in names] or self._names
+        for name in denied:
+            self.table.deny(self.device, name, drain=False)
+        end = None if timeout is None else time.monotonic() + timeout
+        for name in denied:
+            left = None if end is None else max(0.0, end - time.monotonic())
+            self.table.deny(self.device, name, timeout=left)
 
     def limit(
         self, name: str, *, per_second: float | None = None, in_flight: int | None = None
@@ -306,21 +343,27 @@ class Gate:
         return name
 
     def reset(self) -> None:
-        """All vectors are revoked and new ones assigned; version and features are forgotten."""
-        with self._changing:
-            self._begin_change()
+        """All vectors are revoked and new ones assigned; version and features are forgotten.
+
+        A call that is still in flight after RESET_DRAIN seconds keeps its frame until it ends.
+        """
+        self._revoke_all("reset")
+        with self._change():
             self.version = 0
             self._accept(Feature(0))
-            self._revoke_all("reset")
-            for base in self._bases:
-                self.ram[base : base + FRAME.size] = bytes(FRAME.size)
-            self._bind_doorbell()
-            for name in self._names:
-                self._bind(name)
-            self._end_change()
+            for base, slot in zip(self._bases, self._slots, strict=True):
+                if slot.lock.acquire(False):
+                    self.ram[base : base + FRAME.size] = bytes(FRAME.size)
+                    slot.lock.release()
+            if not self._closed:
+                try:
+                    self._bind_all()
+                except VectorsExhausted as error:  # Which the guest can bring about.
+                    self.device.bugs.report(f"{self.device}, reset", error)
 
     def close(self) -> None:
-        """Revoke everything; the device is being unplugged."""
+        """Revoke everything; the device is being unplugged. Harmless when repeated."""
+        self._closed = True
         self._revoke_all("unplug")
         self.table.forget(self.device)
 
@@ -328,8 +371,20 @@ class Gate:
         try:
             self.table.revoke_owner(self.device, timeout=RESET_DRAIN)
         except DrainTimeout as error:
-            report_bug(f"{self.device}: {why}", error)
-        self._bindings.clear()
+            self.device.bugs.report(f"{self.device}, {why}", error)
+        with self._change():
+            for name, binding in list(self._bindings.items()):
+                # What was bound while the others drained is as new as can be.
+                if binding.refusal is Status.REVOKED:
+                    del self._bindings[name]
+                    self._set_vector(name, 0)
+
+    def _bind_all(self) -> None:
+        doorbell = self.table.bind(self.device, "(doorbell)", 0, Doorbell(self))
+        self._words[HEADER.offset("doorbell_vector") // 4] = doorbell.vector
+        for name in self._names:
+            if name not in self._bindings:
+                self._bind(name)
 
     def _bind(self, name: str) -> Binding:
         call = self._calls[name]
@@ -343,36 +398,32 @@ class Gate:
         self._set_vector(name, binding.vector)
         return binding
 
-    def _bind_doorbell(self) -> None:
-        def stub(values: tuple[int, ...], payload: memoryview | None) -> tuple[int, ...]:
-            if not self.ring(values[0]):
-                raise CallRefused(
-                    Status.BAD_VALUE, f"a frame's index must be below {self.frame_count}"
-                )
-            return ()
-
-        target = Target(self, None, stub, None)
-        self._doorbell = self.table.bind(self.device, "doorbell", 0, target)
-        self._words[HEADER.offset("doorbell_vector") // 4] = self._doorbell.vector
-
     def _set_vector(self, name: str, vector: int) -> None:
         base = self._directory + self._names.index(name) * ENTRY.size
         self._words[base // 4] = vector
 
-    def _begin_change(self) -> None:
-        self._set_generation(self._generation | 1)
-
-    def _end_change(self) -> None:
-        self._set_generation((self._generation | 1) + 1 & ONES)
-        self._send(Feature.CHANGE_INTERRUPT)
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        """Hold the directory while it is rewritten; its generation is odd meanwhile."""
+        with self._changing:
+            self._set_generation(self._generation | 1)
+            try:
+                yield
+            finally:
+                self._set_generation(self._generation + 1 & ONES)
+        if self._tells_changes:
+            self._send()
 
     def _set_generation(self, generation: int) -> None:
         self._generation = generation
         self._words[HEADER.offset("generation") // 4] = generation
 
-    def _send(self, feature: Feature) -> None:
-        if self.features & feature and self._trigger is not None:
-            self._trigger(self.interrupt)
+    def _send(self) -> None:
+        if self._trigger is not None:
+            try:
+                self._trigger(self.interrupt)
+            except Exception as error:  # Nobody who rings is to suffer for it.
+                self.device.bugs.report(f"{self.device}, the gate's interrupt", error)
 
     # --- the guest's side: doorbells -------------------------------------------------------------
 
@@ -384,6 +435,9 @@ class Gate:
     def _accept(self, features: Feature) -> None:
         self.features = features
         self._woken = self._watcher if self.polled else None
+        self._takes_notify = bool(features & Feature.NOTIFY)
+        self._tells_changes = bool(features & Feature.CHANGE_INTERRUPT)
+        self._tells_done = bool(features & Feature.DONE_INTERRUPT)
 
     @property
     def polled(self) -> bool:
@@ -391,15 +445,15 @@ class Gate:
         return bool(self.features & Feature.POLLED)
 
     def mmio_read(self, offset: int, size: int) -> int:
-        """A guest's read in the doorbell page."""
-        if size == 4:
-            if offset == DoorbellRegister.DOORBELL:
+        """A guest's read in the doorbell page. All ones when the device is not plugged in any more."""
+        if size == 4 and not self._closed:
+            if offset == _DOORBELL:
                 return self._generation
-            if offset == DoorbellRegister.NOTIFY:
+            if offset == _NOTIFY:
                 return 0
-            if offset == DoorbellRegister.VERSION:
+            if offset == _VERSION:
                 return self.version
-            if offset == DoorbellRegister.FEATURES:
+            if offset == _ACCEPTED:
                 return int(self.features)
         self.faults.note("doorbell page", f"no doorbell register has {size} bytes at {offset:#x}")
         return (1 << size * 8) - 1
@@ -407,31 +461,32 @@ class Gate:
     def mmio_write(self, offset: int, size: int, value: int) -> None:
         """A guest's write in the doorbell page."""
         if size == 4:
-            if offset == 0:
+            if offset == _DOORBELL:
                 self.ring(value)
-            elif offset == DoorbellRegister.NOTIFY:
+                return
+            if offset == _NOTIFY:
                 self.notify(value)
-            elif offset == DoorbellRegister.VERSION:
+                return
+            if offset == _VERSION:
                 major, minor = value >> 16, value & 0xFFFF
                 known = major == abi.VERSION_MAJOR and minor <= abi.VERSION_MINOR
                 self.version = value if known else 0
-            elif offset == DoorbellRegister.FEATURES:
-                self._accept(Feature(value & self.offered))
-            else:
-                size = 0
-        if size != 4:
-            self.faults.note("doorbell page", f"no doorbell register takes a write at {offset:#x}")
+                return
+            if offset == _ACCEPTED:
+                self._accept(self.offered & value)
+                return
+        self.faults.note("doorbell page", f"no doorbell register takes {size} bytes at {offset:#x}")
 
     def pio_read(self, offset: int, size: int) -> int:
         """A guest's read in the I/O BAR: DOORBELL and NOTIFY, as in the page."""
-        if offset < DoorbellRegister.VERSION:
+        if offset < _VERSION:
             return self.mmio_read(offset, size)
         self.faults.note("doorbell port", f"no doorbell port answers at {offset:#x}")
         return (1 << size * 8) - 1
 
     def pio_write(self, offset: int, size: int, value: int) -> None:
         """A guest's write in the I/O BAR."""
-        if offset < DoorbellRegister.VERSION:
+        if offset < _VERSION:
             self.mmio_write(offset, size, value)
         else:
             self.faults.note("doorbell port", f"no doorbell port takes a write at {offset:#x}")
@@ -439,11 +494,14 @@ class Gate:
     def notify(self, vector: int) -> None:
         """Run a one-way call that takes nothing (docs/abi.md, 6.5)."""
         binding = self.table.live.get(vector)
-        if not self.features & Feature.NOTIFY or binding is None:
+        if not self._takes_notify:
+            self.faults.note("notify", "NOTIFY must be accepted as a feature before it is used")
+            return
+        if binding is None or binding.target.gate is not self:
             self.faults.note("notify", f"NOTIFY got {vector:#x}, which is no vector of this device")
             return
         target: Target = binding.target
-        if target.gate is not self or not target.one_way or target.arguments:
+        if not target.one_way or target.arguments:
             self.faults.note("notify", f"{target.name} must be one_way without arguments")
             return
         # Several vCPUs may notify at once, and each needs a place where its call is written down.
@@ -462,50 +520,58 @@ class Gate:
             )
             return False
         slot = self._slots[index]
+        base = self._bases[index]
+        quad = base >> 3
+        quads = self._quads
         # A frame is answered by one thread at a time, whoever else rings for it.
-        if not slot.lock.acquire(False):
-            return True
-        try:
-            base = self._bases[index]
-            quad = base >> 3
-            quads = self._quads
+        while slot.lock.acquire(False):
             head = quads[quad]
-            if head & ONES != _READY:
+            if head & ONES == _READY:
+                break
+            slot.lock.release()
+            # Who stored READY just now may have found the lock taken, and counts on us.
+            if quads[quad] & ONES != _READY:
                 return True
+        else:
+            return True
+        # Who rings from now on sees a frame that is being answered.
+        self._words[base >> 2] = _RUNNING
+        status = _FAULT
+        results: tuple[int, ...] = ()
+        flags = 0
+        try:
+            # From here on only the copy is judged.
             flags = quads[quad + 1] & 0xFF_FFFF
             count = flags >> 16
             binding = self.table.live.get(head >> 32)
-            status = _FAULT
-            results: tuple[int, ...] = ()
-            try:
-                # From here on only the copy is judged.
-                if flags & _UNKNOWN_FLAGS:
-                    status = self._refuse(Status.BAD_FRAME, f"frame {index} has unknown flags")
-                elif binding is None or binding.target.gate is not self:
-                    status = self._stale(head >> 32, binding)
-                elif count > MAX_VALUES:
-                    status = self._refuse(Status.BAD_COUNT, f"frame {index} claims {count} slots")
-                else:
-                    values = _VALUES[count](self.ram, base + 0x20)
-                    status, code, results = self.execute(
-                        slot, binding, values, self._payloads[index]
-                    )
-                    if flags & _ONE_WAY:
-                        results = ()
-                    if code:
-                        quads[quad + 2] = code
-            finally:
-                # Results, then status, then the state: whoever sees DONE sees all of them.
-                at = quad + 4
-                for result in results:
-                    quads[at] = result
-                    at += 1
-                quads[quad + 1] = flags | len(results) << 24 | status << 32
-                self._words[base >> 2] = _DONE
+            if flags & _UNKNOWN_FLAGS:
+                status = self._refuse(Status.BAD_FRAME, f"frame {index} has unknown flags")
+            elif binding is None or binding.target.gate is not self:
+                status = self._stale(head >> 32, binding)
+            elif count > MAX_VALUES:
+                status = self._refuse(Status.BAD_COUNT, f"frame {index} claims {count} slots")
+            else:
+                values = _VALUES[count](self.ram, base + 0x20)
+                payload = self._payloads[index]
+                if flags & _ONE_WAY:  # No result is written, not into the payload either.
+                    payload = memoryview(bytearray(payload))
+                status, code, results = self.execute(slot, binding, values, payload)
+                if flags & _ONE_WAY:
+                    results = ()
+                if code:
+                    quads[quad + 2] = code
         finally:
+            # Results, then status, then the state: whoever sees DONE sees all of them. The lock goes
+            # before the state: who sees DONE may ring again at once, and is not to find it taken.
+            at = quad + 4
+            for result in results:
+                quads[at] = result
+                at += 1
+            quads[quad + 1] = flags | len(results) << 24 | status << 32
             slot.lock.release()
-        if flags & _INTERRUPT:
-            self._send(Feature.DONE_INTERRUPT)
+            self._words[base >> 2] = _DONE
+        if flags & _INTERRUPT and self._tells_done:
+            self._send()
         if self._woken is not None and not from_watcher:
             self._woken()
         return True
@@ -521,18 +587,24 @@ class Gate:
         return status
 
     def execute(
-        self, slot: Slot, binding: Binding, values: tuple[int, ...], payload: memoryview | None
+        self,
+        slot: Slot,
+        binding: Binding,
+        values: tuple[int, ...],
+        payload: memoryview | None,
+        job: Job | None = None,
     ) -> Answer:
         """Run one call and return (status, code, result slots). Raises only what is not an Exception.
 
-        `slot` belongs to the caller alone until this returns.
+        `slot` belongs to the caller alone until this returns. `job` is for `deadline.py`.
         """
+        if self.deadline is not None and job is None:
+            return self.deadline.run(self, binding, values, payload)
         target: Target = binding.target
         lock = target.lock
-        deadline = self.deadline
         # The device's lock comes before the slot: who waits for it is not in flight, so a handler
         # can revoke a call while another vCPU waits to make it.
-        if lock is not None and deadline is None:
+        if lock is not None:
             lock.acquire()
         slot.thread = get_ident()
         slot.binding = binding  # Stored before `refusal` is read: vectors.py argues why.
@@ -550,28 +622,21 @@ class Gate:
                 sentence = f"it takes {target.arguments} argument slots, not {len(values)}"
                 return self._decline(binding, Status.BAD_COUNT, sentence)
             next(binding.calls)
-            if deadline is None:
+            if job is None:
                 results = target.stub(values, payload)
             else:
-                results = deadline.run(self.table, slot, target, values, payload)
+                results = job.run(target.stub, values, payload)
             if target.places:
                 results = place_results(results, payload)
             return _OK, 0, results
         except CallRefused as error:
             return self._decline(binding, error.status, str(error))
         except DeviceError as error:
-            binding.note(Status.DEVICE_ERROR)
-            return Status.DEVICE_ERROR, error.code & (1 << 64) - 1, ()
-        except HandlerTimeout as error:
-            binding.note(Status.TIMED_OUT)
-            report_bug(str(binding), error)
-            return Status.TIMED_OUT, 0, ()
+            return self._refused_by_device(binding, error)
         except DmaError as error:
             return self._decline(binding, Status.BAD_BUFFER, str(error))
         except Exception as error:
-            binding.note(Status.DEVICE_FAULT)
-            report_bug(str(binding), error)
-            return Status.DEVICE_FAULT, 0, ()
+            return self._fault(binding, error)
         finally:
             if slot.quota is not None:
                 slot.quota.give()
@@ -579,8 +644,22 @@ class Gate:
             slot.binding = None
             if self.table.drains:
                 self.table.wake()
-            if lock is not None and deadline is None:
+            if lock is not None:
                 lock.release()
+
+    def _refused_by_device(self, binding: Binding, error: DeviceError) -> Answer:
+        try:
+            code = operator.index(error.code)
+        except (TypeError, AttributeError):
+            wrong = TypeError(f"the code of a DeviceError must be a number, not {error!r}")
+            return self._fault(binding, wrong.with_traceback(error.__traceback__))
+        binding.note(_DEVICE_ERROR)
+        return _DEVICE_ERROR, code & (1 << 64) - 1, ()
+
+    def _fault(self, binding: Binding, error: Exception) -> Answer:
+        binding.note(_FAULT)
+        self.device.bugs.report(str(binding), error)
+        return _FAULT, 0, ()
 
     def _decline(self, binding: Binding, status: Status, sentence: str) -> Answer:
         binding.note(status)
@@ -608,11 +687,11 @@ class Router:
         binding = self.table.live.get(vector)
         if binding is None:
             return self.table.judge(vector), ()
-        target: Target = binding.target
+        target: Target | Doorbell = binding.target
         if target.registers > self.slots:
             return Status.BAD_FRAME, ()
         status, code, results = target.gate.execute(slot, binding, fetch(target.arguments), None)
-        if status is Status.DEVICE_ERROR:
+        if status is _DEVICE_ERROR:
             return status, (code,)
         return status, results
 

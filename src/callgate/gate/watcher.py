@@ -6,8 +6,8 @@ While calls come, a thread looks at the frames' states and says so in the header
 
 No call is lost in between. The driver stores READY, then (past a full barrier) loads `watching`; the
 watcher stores `watching = 0`, then loads the states. If the driver still saw 1, its load came before
-the watcher's store, so its READY came before the watcher's last look, which finds it. The watcher's
-store and load are parted by `_barrier`, since processors let a load overtake an earlier store.
+the watcher's store, so its READY came before the watcher's last look, which finds it. `_barrier`
+parts the watcher's store and load, since processors let a load overtake an earlier store.
 """
 
 from __future__ import annotations

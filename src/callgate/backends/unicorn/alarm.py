@@ -32,8 +32,8 @@ class Alarm:
         self._rung = False
         self._closed = False
         self._wakes = math.inf
-        """When the thread looks next; infinite also while it is awake, so that it is told more often
-        than it need be, but never too little."""
+        """When the thread looks next. Infinite also while it is awake: it is told more often than it
+        need be, but never too seldom."""
         self._run = 0
         """Odd while the emulator runs; another number for each run."""
         self._active = False
@@ -63,7 +63,7 @@ class Alarm:
             self._thread = None
 
     def ring(self) -> None:
-        """Let the CPU's thread come back from the emulator, or from sleep, soon. From any thread."""
+        """Let the CPU's thread come back from emulator or sleep soon. From any thread."""
         with self._condition:
             self._rung = True
             self._condition.notify_all()

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
 """AArch64: HVC by the SMC Calling Convention (ARM DEN 0028), and semihosting to end.
 
-The processor starts at EL1 with the MMU off and interrupts masked; there is no interrupt controller.
+The processor starts at EL1, MMU off, interrupts masked; there is no interrupt controller.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 from unicorn import arm64_const as arm
 from unicorn import unicorn_const as uc
@@ -35,7 +37,7 @@ class AArch64(Processor):
     """A Cortex-A of 64 bits."""
 
     library = uc.UC_ARCH_ARM64, uc.UC_MODE_ARM
-    shown = {
+    shown: ClassVar = {
         "pc": arm.UC_ARM64_REG_PC,
         "sp": arm.UC_ARM64_REG_SP,
         "pstate": arm.UC_ARM64_REG_PSTATE,

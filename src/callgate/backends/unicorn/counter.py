@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: MIT
 """How many instructions the emulator has executed.
 
-The library stops after a number of instructions, but does not say how many there were when something
-else stopped it first. So a hook counts them. A Python function for each instruction would make the
-guest fifty times slower, so the hook is host code where we have it: it adds 1 to where its last
-argument points.
+The library stops after a number of instructions, but does not say how many there were when
+something else stopped it first. So a hook counts them: where we have it, one of host code, which
+adds 1 to where its last argument points. One of Python makes the guest much slower.
 """
 
 from __future__ import annotations

@@ -18,32 +18,50 @@ from collections.abc import Callable, Sequence
 from ctypes import CFUNCTYPE, PYFUNCTYPE, c_bool, c_int, c_int32, c_uint32, c_uint64, c_void_p
 from typing import Any, TypeAlias
 
-from unicorn import Uc, UcError, unicorn_const
-from unicorn.unicorn_py3.unicorn import uclib
+from unicorn import unicorn_const
+from unicorn.unicorn_py3 import unicorn as _binding
 
 PAGE = 4096
 
+# The binding's types are half declared, so they are looked at as what they are: untyped.
+_Uc: Any = _binding.Uc
+_library: Any = _binding.uclib
+
 Callback: TypeAlias = Any
-"""A ctypes function object; ctypes has no name for the type that mypy knows."""
+"""A ctypes function object, to be kept alive as long as the library may call it."""
 
 # The callbacks of unicorn.h. Each first takes the engine's handle, and last the user's pointer.
-ON_ACCESS = CFUNCTYPE(c_bool, c_void_p, c_int, c_uint64, c_int, c_uint64, c_void_p)
+ON_ACCESS: Callable[[Callable[[int, int, int, int, int, int], bool]], Callback] = CFUNCTYPE(
+    c_bool, c_void_p, c_int, c_uint64, c_int, c_uint64, c_void_p
+)
 """(kind, address, size, value) -> whether the access may go on"""
-ON_MMIO_READ = CFUNCTYPE(c_uint64, c_void_p, c_uint64, c_uint32, c_void_p)
+ON_MMIO_READ: Callable[[Callable[[int, int, int, int], int]], Callback] = CFUNCTYPE(
+    c_uint64, c_void_p, c_uint64, c_uint32, c_void_p
+)
 """(offset, size) -> value"""
-ON_MMIO_WRITE = CFUNCTYPE(None, c_void_p, c_uint64, c_uint32, c_uint64, c_void_p)
+ON_MMIO_WRITE: Callable[[Callable[[int, int, int, int, int], None]], Callback] = CFUNCTYPE(
+    None, c_void_p, c_uint64, c_uint32, c_uint64, c_void_p
+)
 """(offset, size, value)"""
-ON_INTERRUPT = CFUNCTYPE(None, c_void_p, c_uint32, c_void_p)
+ON_INTERRUPT: Callable[[Callable[[int, int, int], None]], Callback] = CFUNCTYPE(
+    None, c_void_p, c_uint32, c_void_p
+)
 """(number)"""
-ON_INVALID = CFUNCTYPE(c_bool, c_void_p, c_void_p)
+ON_INVALID: Callable[[Callable[[int, int], bool]], Callback] = CFUNCTYPE(c_bool, c_void_p, c_void_p)
 """() -> whether the instruction was handled"""
-ON_CODE = CFUNCTYPE(None, c_void_p, c_uint64, c_uint32, c_void_p)
-"""(address, size)"""
-ON_IN = CFUNCTYPE(c_uint32, c_void_p, c_uint32, c_int, c_void_p)
+ON_CODE: Callable[[Callable[[int, int, int, int], None] | int], Callback] = CFUNCTYPE(
+    None, c_void_p, c_uint64, c_uint32, c_void_p
+)
+"""(address, size). An address is taken for that of host code."""
+ON_IN: Callable[[Callable[[int, int, int, int], int]], Callback] = CFUNCTYPE(
+    c_uint32, c_void_p, c_uint32, c_int, c_void_p
+)
 """(port, size) -> value"""
-ON_OUT = CFUNCTYPE(None, c_void_p, c_uint32, c_int, c_uint32, c_void_p)
+ON_OUT: Callable[[Callable[[int, int, int, int, int], None]], Callback] = CFUNCTYPE(
+    None, c_void_p, c_uint32, c_int, c_uint32, c_void_p
+)
 """(port, size, value)"""
-ON_CPUID = CFUNCTYPE(c_int, c_void_p, c_void_p)
+ON_CPUID: Callable[[Callable[[int, int], int]], Callback] = CFUNCTYPE(c_int, c_void_p, c_void_p)
 """() -> whether the instruction is done with"""
 
 # The batch functions take four pointers' worth of arguments that are made once. Without argument
@@ -52,7 +70,7 @@ _PROTOTYPE = PYFUNCTYPE(c_int)
 
 
 def _raw(name: str) -> Any:
-    return _PROTOTYPE(ctypes.cast(getattr(uclib, name), c_void_p).value or 0)
+    return _PROTOTYPE(ctypes.cast(getattr(_library, name), c_void_p).value or 0)
 
 
 _read_batch = _raw("uc_reg_read_batch")
@@ -62,7 +80,7 @@ _UNPACK = tuple(struct.Struct(f"<{count}Q").unpack_from for count in range(16))
 
 
 def _declare(name: str, *argument_types: Any) -> Any:
-    function = getattr(uclib, name)
+    function = getattr(_library, name)
     function.restype = c_int
     function.argtypes = argument_types
     return function
@@ -72,22 +90,30 @@ _vmem_read = _declare("uc_vmem_read", c_void_p, c_uint64, c_uint32, c_void_p, ct
 _vmem_write = _declare("uc_vmem_write", c_void_p, c_uint64, c_uint32, c_void_p, ctypes.c_size_t)
 
 
+class EngineError(Exception):
+    """The library refused; `status` is its code."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(_library.uc_strerror(status).decode())
+        self.status = status
+
+
 class Engine:
     """One emulated processor of the library; `close` gives it back."""
 
     def __init__(self, arch: int, mode: int) -> None:
-        self._uc: Uc | None = Uc(arch, mode)
+        self._uc = _Uc(arch, mode)
         self.handle: c_void_p = self.uc._uch
         self._callbacks: dict[int, Callback] = {}
         self._deleted: list[Callback] = []
         self._mmio: dict[int, tuple[Callback, Callback]] = {}
         # Without it, an address would have to be named at which the emulator stops.
         self.uc.ctl_exits_enabled(True)
-        self._emu_start = uclib.uc_emu_start
-        self._emu_stop = uclib.uc_emu_stop
+        self._emu_start = _library.uc_emu_start
+        self._emu_stop = _library.uc_emu_stop
 
     @property
-    def uc(self) -> Uc:
+    def uc(self) -> Any:
         """The binding's object, for what need not be quick."""
         assert self._uc is not None, "the engine is closed"
         return self._uc
@@ -112,8 +138,10 @@ class Engine:
         return error
 
     def stop(self) -> None:
-        """Let `run` return soon: at the end of the block of instructions that executes now. From
-        any thread; without effect when `run` has not begun to execute."""
+        """Let `run` return at the end of the block of instructions that is being executed.
+
+        From any thread. Without effect if `run` has not begun to execute.
+        """
         self._emu_stop(self.handle)
 
     # --- hooks -----------------------------------------------------------------------------------
@@ -133,7 +161,7 @@ class Engine:
         takes.
         """
         handle = ctypes.c_size_t()
-        status = uclib.uc_hook_add(
+        status = _library.uc_hook_add(
             self.handle,
             ctypes.byref(handle),
             kind,
@@ -149,7 +177,7 @@ class Engine:
 
     def unhook(self, handle: int) -> None:
         """Call the hook's callback no more."""
-        _check(uclib.uc_hook_del(self.handle, ctypes.c_size_t(handle)))
+        _check(_library.uc_hook_del(self.handle, ctypes.c_size_t(handle)))
         # The library may be inside it at this moment.
         self._deleted.append(self._callbacks.pop(handle))
 
@@ -163,26 +191,26 @@ class Engine:
 
     def map_mmio(self, address: int, size: int, read: Callback, write: Callback) -> None:
         """Call `read` and `write` for accesses to the range; None reads 0 and drops writes."""
-        _check(uclib.uc_mmio_map(self.handle, address, size, read, None, write, None))
+        _check(_library.uc_mmio_map(self.handle, address, size, read, None, write, None))
         self._mmio[address] = read, write
 
     def protect(self, address: int, size: int) -> None:
         """Take all permissions from a mapped range, so that the hooks for that see each access."""
-        _check(uclib.uc_mem_protect(self.handle, address, size, unicorn_const.UC_PROT_NONE))
+        _check(_library.uc_mem_protect(self.handle, address, size, unicorn_const.UC_PROT_NONE))
 
     def unmap(self, address: int, size: int) -> None:
         """Map nothing there any more."""
-        _check(uclib.uc_mem_unmap(self.handle, address, size))
+        _check(_library.uc_mem_unmap(self.handle, address, size))
         self._mmio.pop(address, None)
 
     def read(self, address: int, size: int) -> bytes:
-        """Read memory as the processor does, by virtual address. Raises UcError."""
+        """Read memory as the processor does, by virtual address. Raises EngineError."""
         buffer = ctypes.create_string_buffer(size)
         _check(_vmem_read(self.handle, address, unicorn_const.UC_PROT_READ, buffer, size))
         return buffer.raw
 
     def write(self, address: int, data: bytes) -> None:
-        """Write memory as the processor does, by virtual address. Raises UcError."""
+        """Write memory as the processor does, by virtual address. Raises EngineError."""
         _check(_vmem_write(self.handle, address, unicorn_const.UC_PROT_WRITE, data, len(data)))
 
 
@@ -237,4 +265,4 @@ class Registers:
 
 def _check(status: int) -> None:
     if status != unicorn_const.UC_ERR_OK:
-        raise UcError(status)
+        raise EngineError(status)

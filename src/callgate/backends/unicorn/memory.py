@@ -13,10 +13,10 @@ its pieces from what the hook left for it; the pieces of a write come through th
 was not aligned, and are dropped there.
 
 The map must not change inside these hooks: the library is in the middle of an access then and holds
-on to the old map. It may in a configuration access, whose callback is the last thing that the library
-does for it, in the hook for an address that is not mapped, and between runs. Elsewhere a change of
-plain memory waits for the end of the block of instructions that is being executed, which is asked to
-end. Trapped windows come and go at once everywhere, since for them only hooks change.
+on to the old map. It may in a configuration access, whose callback is the last thing that the
+library does for it, in the hook for an address that is not mapped, and between runs. Elsewhere a
+change of plain memory waits for the end of the block of instructions that is being executed, which
+is asked to end. Trapped windows come and go at once everywhere: for them only hooks change.
 """
 
 from __future__ import annotations
@@ -252,9 +252,7 @@ class AddressSpace:
 
     # --- mapping on demand -----------------------------------------------------------------------
 
-    def _on_unmapped(
-        self, _: int, __: int, address: int, size: int, ___: int, ____: int
-    ) -> bool:
+    def _on_unmapped(self, _: int, __: int, address: int, size: int, ___: int, ____: int) -> bool:
         try:
             self._map_chunk(address)
         except BaseException as error:

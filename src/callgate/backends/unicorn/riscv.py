@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: MIT
 """RISC-V, 64 bits: ECALL by the Supervisor Binary Interface's convention.
 
-The hart starts in M-mode with paging off; there is no interrupt controller. The emulator reports the
+The hart starts in M-mode with paging off; there is no interrupt controller. The library reports
 cause 8 for each ECALL, so the privilege comes from its register.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 from unicorn import riscv_const as riscv
 from unicorn import unicorn_const as uc
@@ -39,7 +41,7 @@ class RiscV64(Processor):
     """A hart with RV64GC."""
 
     library = uc.UC_ARCH_RISCV, uc.UC_MODE_RISCV64
-    shown = {
+    shown: ClassVar = {
         "pc": riscv.UC_RISCV_REG_PC,
         **{name: riscv.UC_RISCV_REG_X0 + n for n, name in enumerate(_NAMES) if n},
         "mode": riscv.UC_RISCV_REG_PRIV,

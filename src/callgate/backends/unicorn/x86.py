@@ -9,7 +9,8 @@ between two runs (Intel SDM, volume 3, 6.12 to 6.14):
     32 bits   gate of 8 bytes; with a change of privilege the TSS's SS0:ESP0; gets (SS ESP) EFLAGS
               CS EIP
 
-Not done: virtual-8086 mode, task gates, checks of limits and types. Segments are taken to be flat.
+`int n` goes the same way. Exceptions do not: the library does not tell their error codes, so they
+end the run. Segments are taken to be flat; virtual-8086 mode and task gates are not there.
 """
 
 from __future__ import annotations
@@ -19,44 +20,43 @@ from collections.abc import Sequence
 from functools import cache
 from typing import ClassVar
 
-from unicorn import Uc, UcError
 from unicorn import unicorn_const as uc
 from unicorn import x86_const as x86
 
 from callgate.backends.system import APIC
-from callgate.backends.unicorn import apic
+from callgate.backends.unicorn.apic import SIZE, LocalApic
 from callgate.backends.unicorn.engine import (
     ON_CPUID,
     ON_INTERRUPT,
     ON_INVALID,
+    PAGE,
+    Engine,
+    EngineError,
     Registers,
 )
-from callgate.backends.unicorn.memory import AddressSpace
-from callgate.backends.unicorn.ports import Ports
 from callgate.backends.unicorn.processor import Processor
 from callgate.gate.abi import Instruction
 from callgate.pci.bar import Window
 from callgate.pci.bus import Mapping
 
-_CODE = {
+_INSTRUCTIONS = {
     Instruction.VMCALL: b"\x0f\x01\xc1",
     Instruction.VMMCALL: b"\x0f\x01\xd9",
-    Instruction.INT_1F: b"\xcd\x1f",
 }
 _CALL_INTERRUPT = 0x1F
 _STI, _INT3, _INT = 0xFB, 0xCC, 0xCD
 _DENIED = 0xFFFF_FFFF
-"""What a hypercall from user mode gives: -1, KVM's -EPERM."""
+"""What a hypercall from user mode gives: -1, as KVM's -EPERM."""
 _EXCEPTIONS = {
     0: "a divide error",
     1: "a debug exception",
-    3: "a breakpoint",
-    4: "an overflow",
+    3: "a breakpoint exception",
+    4: "an overflow exception",
     5: "a bound range exception",
-    6: "an invalid opcode",
+    6: "an invalid opcode exception",
     7: "a device-not-available exception",
     8: "a double fault",
-    10: "an invalid-TSS exception",
+    10: "an invalid TSS exception",
     11: "a segment-not-present exception",
     12: "a stack fault",
     13: "a general protection exception",
@@ -66,42 +66,47 @@ _EXCEPTIONS = {
     19: "a SIMD exception",
 }
 _TF, _IF, _NT, _RF, _VM = 1 << 8, 1 << 9, 1 << 14, 1 << 16, 1 << 17
-_INTERRUPT_GATE, _TRAP_GATE = 0xE, 0xF
-_LEAF_FEATURES, _LEAF_HYPERVISOR, _LEAF_HYPERVISOR_END = 1, 0x4000_0000, 0x4001_0000
-_HYPERVISOR = 1 << 31
-_CPUID = b"\x0f\xa2"
+_PRESENT, _INTERRUPT_GATE, _TRAP_GATE = 0x80, 0xE, 0xF
+_FEATURES, _HYPERVISOR_LEAVES = 1, range(0x4000_0000, 0x4001_0000)
+_HYPERVISOR, _X2APIC = 1 << 31, 1 << 21
+"""Of leaf 1, ECX."""
+_APIC = 1 << 9
+"""Of leaf 1, EDX."""
 
-# rip and flags first, then what a delivery needs, then the rest for a report.
-_AX, _BX, _CX, _DX = range(4)
 
-
-class _X86(Processor):
+class X86(Processor):
     """What both widths share."""
 
     interrupts = True
-    call_registers: ClassVar[tuple[int | None, ...]]
-    """Vector and status, six slots' worth of arguments and results, CS, PC."""
-    call_width: ClassVar[int]
-    """Registers that make one slot."""
-    width: ClassVar[int]
-    """Bytes of a register."""
+    program: ClassVar[tuple[int, int, int, int, int]]
+    """PC, flags, SP, CS, SS."""
+    numbers: ClassVar[tuple[int, int, int, int]]
+    """EAX, EBX, ECX, EDX."""
+    calling: ClassVar[tuple[int | None, ...]]
+    """Vector and status; argument and result slots; CS."""
+    halves: ClassVar[bool]
+    """Whether a slot is two registers."""
 
     def install(self) -> None:
         """Set hooks, and registers to their state at power-on."""
         engine, fail = self.engine, self.traps.fail
-        self.apic = apic.LocalApic(self.system.faults)
-        self._state = Registers(engine, self.state_registers)
-        self._call = Registers(engine, self.call_registers, halves=self.call_width == 2)
-        self._fetched = sum(each is not None for each in self.call_registers) - 1
+        self.apic = LocalApic(self.system.faults)
+        self._held_back = False
+        self._shadow = -1
+        self._state = Registers(engine, self.program)
+        self._cpuid_values = Registers(engine, self.numbers)
+        self._call = Registers(engine, self.calling, halves=self.halves)
         self._fetch = self._call.after(1)
-        self._cs_at = 7 if self.call_width == 1 else 4
+        self._all = sum(each is not None for each in self.calling)
+        self._cs = len(self._call.values) - 1
+        self._per_slot = 2 if self.halves else 1
         self._instruction = self.system.platform.offer.instruction
+        by_interrupt = self._instruction is Instruction.INT_1F
         hypercall = self._hypercall
-        calls_by_interrupt = self._instruction is Instruction.INT_1F
 
         def on_interrupt(_: int, number: int, __: int) -> None:
             try:
-                if number == _CALL_INTERRUPT and calls_by_interrupt:
+                if by_interrupt and number == _CALL_INTERRUPT:
                     hypercall()
                 else:
                     self._exception(number)
@@ -125,3 +130,313 @@ class _X86(Processor):
         engine.hook(uc.UC_HOOK_INTR, ON_INTERRUPT(on_interrupt))
         engine.hook(uc.UC_HOOK_INSN_INVALID, ON_INVALID(on_invalid))
         engine.hook(uc.UC_HOOK_INSN, ON_CPUID(on_cpuid), 1, 0, x86.UC_X86_INS_CPUID)
+
+    # --- hypercalls ------------------------------------------------------------------------------
+
+    def _hypercall(self) -> None:
+        call = self._call
+        call.fetch(self._all)
+        values = call.values
+        if values[self._cs] & 3:
+            self.system.faults.note(
+                "hypercall", "A hypercall must come from privilege level 0, not from user mode"
+            )
+            values[0] = _DENIED
+            call.store(1)
+            return
+        system = self.system
+        status, answer = system.router.call(system.call_slot, values[0] & 0xFFFF_FFFF, self._fetch)
+        values[0] = status
+        count = 1
+        for result in answer:
+            values[count] = result
+            count += 1
+        call.store((count - 1) * self._per_slot + 1)
+
+    def _call_instruction(self) -> bool:
+        """Serve VMCALL or VMMCALL, whichever is the platform's; False for what is none of it."""
+        code = _INSTRUCTIONS.get(self._instruction)
+        pc = self.pc
+        try:
+            if code is None or self.engine.read(pc, len(code)) != code:
+                return False
+        except EngineError:
+            return False
+        self._hypercall()
+        self.pc = pc + len(code)
+        return True
+
+    def _cpuid(self) -> int:
+        """Answer the leaves that tell the hypervisor; 0 leaves the others to the library."""
+        numbers = self._cpuid_values
+        numbers.fetch(1)
+        leaf = numbers.values[0] & 0xFFFF_FFFF
+        signature = self.system.platform.signature
+        if leaf == _FEATURES:
+            ax, bx, cx, dx = _features(*self.library)
+            cx = cx & ~(_X2APIC | _HYPERVISOR) | (_HYPERVISOR if signature else 0)
+            answer = ax, bx, cx, dx | _APIC
+        elif leaf in _HYPERVISOR_LEAVES:
+            answer = (0, 0, 0, 0)
+            if signature and leaf == _HYPERVISOR_LEAVES.start:
+                answer = (leaf, *struct.unpack("<3I", signature))
+        else:
+            return 0
+        for index, value in enumerate(answer):
+            numbers.values[index] = value
+        numbers.store(4)
+        return 1
+
+    # --- interrupts ------------------------------------------------------------------------------
+
+    def mappings(self) -> Sequence[Mapping]:
+        """Return the local APIC's page."""
+        window = Window("local APIC", 0, SIZE, read=self.apic.read, write=self._write_apic)
+        return (Mapping("memory", APIC.start, SIZE, window, 0),)
+
+    def _write_apic(self, offset: int, size: int, value: int) -> None:
+        self.apic.write(offset, size, value)
+        if self.apic.pending() is not None:
+            self.traps.break_off()
+
+    def request(self, address: int, data: int) -> bool:
+        """Take an interrupt message; whether it will interrupt. From any thread."""
+        return self.apic.request(address, data)
+
+    def deliver(self) -> bool:
+        """Enter the handler of a pending interrupt, if the processor takes one now."""
+        self._held_back = False
+        if self.apic.pending() is None:
+            return False
+        state = self._state
+        state.fetch(2)
+        pc = state.values[0]
+        if not state.values[1] & _IF or self._after_sti(pc):
+            self._held_back = True
+            return False
+        self._enter(self.apic.accept())
+        return True
+
+    @property
+    def held_back(self) -> bool:
+        """Whether an interrupt is pending that `deliver` did not enter."""
+        return self._held_back
+
+    def check_wait(self) -> None:
+        """Raise GuestError if the processor waits for an interrupt that it could never take."""
+        self._state.fetch(2)
+        if not self._state.values[1] & _IF:
+            raise self.stopped("The guest halted with interrupts off, so nothing can wake it")
+
+    def _after_sti(self, pc: int) -> bool:
+        """Whether STI was just executed.
+
+        It holds interrupts back for one more instruction, so that "sti; hlt" is not torn apart
+        (Intel SDM, volume 2, STI).
+        """
+        # The library does not tell. A guest may also sit behind an STI that it executed long ago,
+        # so the same place is believed only once.
+        if pc == self._shadow:
+            self._shadow = -1
+            return False
+        try:
+            if self.engine.read(pc - 1, 1)[0] != _STI:
+                return False
+        except EngineError:
+            return False
+        self._shadow = pc
+        return True
+
+    def _exception(self, number: int) -> None:
+        """`int n`, or an exception."""
+        pc = self.pc
+        try:
+            before = self.engine.read(pc - 2, 2)
+        except EngineError:
+            before = b"\0\0"
+        if before == bytes((_INT, number)) or (number == 3 and before[1] == _INT3):
+            self._enter(number, software=True)
+            return
+        name = _EXCEPTIONS.get(number, f"exception {number}")
+        raise self.stopped(f"The guest raised {name}, which this backend does not deliver")
+
+    def _enter(self, vector: int, *, software: bool = False) -> None:
+        """Call the handler of `vector` as the processor does."""
+        try:
+            self._enter_gate(vector, software)
+        except EngineError as error:
+            raise self.stopped(
+                f"The handler of interrupt {vector:#x} cannot be entered: IDT, GDT, TSS and stack "
+                f"must lie in memory ({error})"
+            ) from None
+
+    def _enter_gate(self, vector: int, software: bool) -> None:
+        state = self._state
+        state.fetch(5)
+        pc, flags, sp, cs, ss = state.values
+        target, selector, stack, kind = self._gate(vector)
+        privilege = cs & 3
+        if not kind & _PRESENT or kind & 0xF not in (_INTERRUPT_GATE, _TRAP_GATE):
+            raise self.stopped(f"The guest's IDT must have a gate for interrupt {vector:#x}")
+        if software and kind >> 5 & 3 < privilege:
+            raise self.stopped(f"The guest's user mode must not use interrupt {vector:#x}")
+        new_sp, new_ss = sp, ss
+        if privilege and self._privilege(selector) < privilege:
+            new_sp, new_ss = self._inner_stack()
+        new_sp = self._push(
+            new_sp, stack, (pc, cs, flags, sp, ss), changed=new_sp != sp or new_ss != ss
+        )
+        flags &= ~(_TF | _NT | _RF | _VM)
+        if kind & 0xF == _INTERRUPT_GATE:
+            flags &= ~_IF
+        values = state.values
+        values[0], values[1], values[2] = target, flags, new_sp
+        state.store(3)
+        if selector != cs:
+            self.engine.uc.reg_write(x86.UC_X86_REG_CS, selector)
+        if new_ss != ss:
+            self.engine.uc.reg_write(x86.UC_X86_REG_SS, new_ss)
+
+    def _table(self, register: int) -> tuple[int, int]:
+        """Base and limit of IDTR, GDTR or TR."""
+        _, base, limit, _ = self.engine.uc.reg_read(register)
+        return base, limit
+
+    def _privilege(self, selector: int) -> int:
+        base, _ = self._table(x86.UC_X86_REG_GDTR)
+        return self.engine.read(base + (selector & ~7) + 5, 1)[0] >> 5 & 3
+
+    def _gate(self, vector: int) -> tuple[int, int, int, int]:
+        """Return (address, selector, IST, kind) of an IDT gate; kind 0 if there is none."""
+        raise NotImplementedError
+
+    def _inner_stack(self) -> tuple[int, int]:
+        """(SP, SS) for privilege level 0."""
+        raise NotImplementedError
+
+    def _push(
+        self, sp: int, stack: int, interrupted: tuple[int, int, int, int, int], *, changed: bool
+    ) -> int:
+        """Push (PC, CS, flags, SP, SS); returns the stack pointer after that."""
+        raise NotImplementedError
+
+
+class X8664(X86):
+    """An x86 processor in 64-bit mode."""
+
+    library = uc.UC_ARCH_X86, uc.UC_MODE_64
+    shown: ClassVar = {
+        name.lower(): getattr(x86, f"UC_X86_REG_{name}")
+        for name in (
+            *("RIP", "RFLAGS", "RAX", "RBX", "RCX", "RDX", "RSI", "RDI", "RBP", "RSP"),
+            *("R8", "R9", "R10", "R11", "R12", "R13", "R14", "R15"),
+            *("CS", "SS", "CR0", "CR2", "CR3", "CR4"),
+        )
+    }
+    program = (
+        x86.UC_X86_REG_RIP,
+        x86.UC_X86_REG_RFLAGS,
+        x86.UC_X86_REG_RSP,
+        x86.UC_X86_REG_CS,
+        x86.UC_X86_REG_SS,
+    )
+    numbers = (x86.UC_X86_REG_RAX, x86.UC_X86_REG_RBX, x86.UC_X86_REG_RCX, x86.UC_X86_REG_RDX)
+    calling = (
+        x86.UC_X86_REG_RAX,
+        x86.UC_X86_REG_RDI,
+        x86.UC_X86_REG_RSI,
+        x86.UC_X86_REG_RDX,
+        x86.UC_X86_REG_R10,
+        x86.UC_X86_REG_R8,
+        x86.UC_X86_REG_R9,
+        x86.UC_X86_REG_CS,
+    )
+    halves = False
+
+    def _gate(self, vector: int) -> tuple[int, int, int, int]:
+        base, limit = self._table(x86.UC_X86_REG_IDTR)
+        if 16 * vector + 15 > limit:
+            return 0, 0, 0, 0
+        low, selector, stack, kind, middle, high = struct.unpack(
+            "<HHBBHI", self.engine.read(base + 16 * vector, 12)
+        )
+        return high << 32 | middle << 16 | low, selector, stack & 7, kind
+
+    def _inner_stack(self) -> tuple[int, int]:
+        base, _ = self._table(x86.UC_X86_REG_TR)
+        return int.from_bytes(self.engine.read(base + 4, 8), "little"), 0
+
+    def _push(
+        self, sp: int, stack: int, interrupted: tuple[int, int, int, int, int], *, changed: bool
+    ) -> int:
+        if stack:
+            base, _ = self._table(x86.UC_X86_REG_TR)
+            sp = int.from_bytes(self.engine.read(base + 36 + 8 * (stack - 1), 8), "little")
+        sp = (sp & ~15) - 40
+        self.engine.write(sp, struct.pack("<5Q", *interrupted))
+        return sp
+
+
+class I386(X86):
+    """An x86 processor in protected mode."""
+
+    library = uc.UC_ARCH_X86, uc.UC_MODE_32
+    shown: ClassVar = {
+        name.lower(): getattr(x86, f"UC_X86_REG_{name}")
+        for name in (
+            *("EIP", "EFLAGS", "EAX", "EBX", "ECX", "EDX", "ESI", "EDI", "EBP", "ESP"),
+            *("CS", "SS", "CR0", "CR2", "CR3", "CR4"),
+        )
+    }
+    program = (
+        x86.UC_X86_REG_EIP,
+        x86.UC_X86_REG_EFLAGS,
+        x86.UC_X86_REG_ESP,
+        x86.UC_X86_REG_CS,
+        x86.UC_X86_REG_SS,
+    )
+    numbers = (x86.UC_X86_REG_EAX, x86.UC_X86_REG_EBX, x86.UC_X86_REG_ECX, x86.UC_X86_REG_EDX)
+    calling = (
+        *(x86.UC_X86_REG_EAX, None),
+        *(x86.UC_X86_REG_EBX, x86.UC_X86_REG_ECX),
+        *(x86.UC_X86_REG_EDX, x86.UC_X86_REG_ESI),
+        *(x86.UC_X86_REG_EDI, x86.UC_X86_REG_EBP),
+        *(x86.UC_X86_REG_CS, None),
+    )
+    halves = True
+
+    def _gate(self, vector: int) -> tuple[int, int, int, int]:
+        base, limit = self._table(x86.UC_X86_REG_IDTR)
+        if 8 * vector + 7 > limit:
+            return 0, 0, 0, 0
+        low, selector, _, kind, high = struct.unpack(
+            "<HHBBH", self.engine.read(base + 8 * vector, 8)
+        )
+        return high << 16 | low, selector, 0, kind
+
+    def _inner_stack(self) -> tuple[int, int]:
+        base, _ = self._table(x86.UC_X86_REG_TR)
+        sp, ss = struct.unpack("<II", self.engine.read(base + 4, 8))
+        return sp, ss & 0xFFFF
+
+    def _push(
+        self, sp: int, stack: int, interrupted: tuple[int, int, int, int, int], *, changed: bool
+    ) -> int:
+        pushed = interrupted if changed else interrupted[:3]
+        sp = sp - 4 * len(pushed) & 0xFFFF_FFFF
+        self.engine.write(sp, struct.pack(f"<{len(pushed)}I", *pushed))
+        return sp
+
+
+@cache
+def _features(arch: int, mode: int) -> tuple[int, int, int, int]:
+    """What the library's CPUID leaf 1 gives in EAX, EBX, ECX and EDX, found by executing one."""
+    engine = Engine(arch, mode)
+    names = x86.UC_X86_REG_EAX, x86.UC_X86_REG_EBX, x86.UC_X86_REG_ECX, x86.UC_X86_REG_EDX
+    engine.uc.mem_map(0, PAGE)
+    engine.uc.mem_write(0, b"\x0f\xa2\xf4")  # cpuid; hlt
+    engine.uc.reg_write(names[0], _FEATURES)
+    engine.run(0)
+    ax, bx, cx, dx = (engine.uc.reg_read(name) & 0xFFFF_FFFF for name in names)
+    engine.close()
+    return ax, bx, cx, dx
