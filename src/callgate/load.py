@@ -58,13 +58,13 @@ def _execute(path: Path) -> ModuleType:
     sys.modules[name] = module  # Annotations are resolved through it.
     try:
         spec.loader.exec_module(module)
-    except CallgateError:
-        raise
-    except SyntaxError as error:
-        raise LoadError(f"{path}, line {error.lineno}, must be Python: {error.msg}") from None
-    except UnicodeDecodeError as error:
-        raise LoadError(f"{path} must be a text file in UTF-8: {error}") from None
-    except Exception as error:
+    except BaseException as error:
+        sys.modules.pop(name, None)
+        if isinstance(error, SyntaxError):  # In the file, or in one that it imports.
+            where = f"{error.filename or path}, line {error.lineno}"
+            raise LoadError(f"{where}, must be Python: {error.msg}") from None
+        if isinstance(error, CallgateError) or not isinstance(error, Exception):
+            raise
         raise DeviceFileBug(str(path)) from error
     return module
 

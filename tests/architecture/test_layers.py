@@ -39,7 +39,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"gate", "pci"}),
-    frozenset({"backends", "linux"}),
+    frozenset({"backends", "elf", "linux"}),
     frozenset({"bench", "devices", "driver", "generate", "load", "machine", "testing"}),
     frozenset({"cli", "__main__"}),
 )

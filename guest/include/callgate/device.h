@@ -173,6 +173,21 @@ static inline bool callgate_capability_copy(uint16_t function, uint8_t at,
 	       capability->version_major == CALLGATE_VERSION_MAJOR;
 }
 
+/* Copy callgate's capability; false, and all is zero: the function has none. */
+static inline bool callgate_capability_find(uint16_t function,
+					    struct callgate_capability *capability)
+{
+	unsigned int skip;
+	uint8_t at;
+
+	for (skip = 0; (at = callgate_pci_capability(function, CALLGATE_PCI_CAPABILITY_VENDOR,
+						     skip)); skip++)
+		if (callgate_capability_copy(function, at, capability))
+			return true;
+	*capability = (struct callgate_capability){ 0 };
+	return false;
+}
+
 static inline bool callgate_header_sound(const struct callgate_header *header,
 					 const struct callgate_capability *capability)
 {
@@ -241,8 +256,6 @@ static inline int callgate_gate_open(struct callgate_device *dev)
  */
 static inline int callgate_probe(struct callgate_device *dev, uint16_t function)
 {
-	uint8_t at = 0;
-
 	*dev = (struct callgate_device){ .function = function, .patience = CALLGATE_PATIENCE };
 	if (!callgate_pci_present(function))
 		return CALLGATE_ABSENT;
@@ -251,11 +264,9 @@ static inline int callgate_probe(struct callgate_device *dev, uint16_t function)
 	callgate_pci_bars(function, dev->bars);
 	callgate_pci_enable(function, CALLGATE_PCI_COMMAND_IO | CALLGATE_PCI_COMMAND_MEMORY |
 					      CALLGATE_PCI_COMMAND_MASTER);
-	while ((at = callgate_pci_capability(function, CALLGATE_PCI_CAPABILITY_VENDOR, at)))
-		if (callgate_capability_copy(function, at, &dev->capability))
-			return callgate_gate_open(dev);
-	dev->capability = (struct callgate_capability){ 0 };
-	return CALLGATE_OK;
+	if (!callgate_capability_find(function, &dev->capability))
+		return CALLGATE_OK;
+	return callgate_gate_open(dev);
 }
 
 /* The device number `skip` (0: the first) with these ids. */
@@ -271,17 +282,6 @@ static inline int callgate_find(struct callgate_device *dev, uint16_t vendor, ui
 		return callgate_probe(dev, walk.function);
 	}
 	return CALLGATE_ABSENT;
-}
-
-static inline bool callgate_has_gate(uint16_t function)
-{
-	struct callgate_capability capability;
-	uint8_t at = 0;
-
-	while ((at = callgate_pci_capability(function, CALLGATE_PCI_CAPABILITY_VENDOR, at)))
-		if (callgate_capability_copy(function, at, &capability))
-			return true;
-	return false;
 }
 
 static inline bool callgate_same(const char *a, const char *b, unsigned int limit)
@@ -304,9 +304,10 @@ static inline int callgate_find_name(struct callgate_device *dev, const char *na
 				     unsigned int skip)
 {
 	struct callgate_pci_walk walk = { 0 };
+	struct callgate_capability capability;
 
 	while (callgate_pci_next(&walk)) {
-		if (!callgate_has_gate(walk.function) ||
+		if (!callgate_capability_find(walk.function, &capability) ||
 		    callgate_probe(dev, walk.function) != CALLGATE_OK)
 			continue;
 		if (callgate_same(dev->header.name, name, sizeof(dev->header.name)) && !skip--)

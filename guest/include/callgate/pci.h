@@ -95,21 +95,21 @@ static inline bool callgate_pci_next(struct callgate_pci_walk *walk)
 	return false;
 }
 
-/* Offset of the first capability `id` behind the one at `after` (0: from the start), or 0. */
-static inline uint8_t callgate_pci_capability(uint16_t function, uint8_t id, uint8_t after)
+/* Offset of the capability number `skip` (0: the first) that has this id, or 0. */
+static inline uint8_t callgate_pci_capability(uint16_t function, uint8_t id, unsigned int skip)
 {
 	unsigned int steps;
 	uint8_t at;
 
 	if (!(callgate_pci_read(function, CALLGATE_PCI_STATUS, 2) & CALLGATE_PCI_STATUS_LIST))
 		return 0;
-	at = (uint8_t)callgate_pci_read(function, after ? after + 1u : CALLGATE_PCI_CAPABILITIES, 1);
+	at = (uint8_t)callgate_pci_read(function, CALLGATE_PCI_CAPABILITIES, 1);
 	/* 48 capabilities fill the space; a longer list is a circle. */
 	for (steps = 0; steps < 48; steps++) {
 		at &= 0xfc;
 		if (at < 0x40)
 			return 0;
-		if (callgate_pci_read(function, at, 1) == id)
+		if (callgate_pci_read(function, at, 1) == id && !skip--)
 			return at;
 		at = (uint8_t)callgate_pci_read(function, at + 1u, 1);
 	}

@@ -5,8 +5,9 @@
     device.add(2, 40)                       # 42
 
 Arguments and results are Python's: int, bool, bytes; for buffers anything with the buffer protocol
-(copied to DMA memory and, for `out` and `inout`, back) or a `DmaMemory` (used as it is). A status
-other than OK raises the `CallError` of that name.
+(copied to DMA memory and, for `out` and `inout`, back) or a `DmaMemory` (used as it is). Integers are
+taken modulo 2^64, as C does; the host refuses what does not fit the argument's type. A status other
+than OK raises the `CallError` of that name.
 """
 
 from __future__ import annotations
@@ -20,12 +21,11 @@ from typing import Any
 from callgate import errors
 from callgate.driver.directory import Directory, Entry, GatePlace, find_gate, read_directory
 from callgate.driver.door import DmaMemory, Door
+from callgate.driver.frame import Frame, Reply, known
 from callgate.driver.pci import Interrupt, PciFunction
 from callgate.errors import CallError, DeviceError
 from callgate.gate.abi import (
-    FRAME,
     HEADER,
-    MAX_REGISTER_VALUES,
     PAYLOAD_ALIGN,
     VERSION,
     CallFlag,
@@ -38,7 +38,8 @@ from callgate.gate.abi import (
 )
 
 MAX_U64 = (1 << 64) - 1
-_READY, _DONE = int(FrameState.READY), int(FrameState.DONE)
+ONES = 0xFFFF_FFFF
+_FREE, _READY, _RUNNING, _DONE = (int(state) for state in FrameState)
 _ERRORS: dict[int, type[CallError]] = {
     kind.status: kind
     for kind in (
@@ -57,68 +58,26 @@ _ERRORS: dict[int, type[CallError]] = {
 _REVOKED = int(Status.REVOKED)
 _PREFERENCE = (Transport.POLLED, Transport.HYPERCALL, Transport.PIO, Transport.MMIO)
 _BUFFERS = ("in", "out", "inout")
+_PLAIN = {"u64", "u32", "u16", "u8"}
+_LOOKUPS = 8
+"""Times that a call is looked up anew: a host that rebinds without end must not hold its caller."""
 
 
 class NoAnswer(errors.CallgateError):
-    """A frame did not become DONE in time, or the device has gone."""
+    """A frame did not become DONE in time, or the device was reset or has gone.
 
-
-class Frame:
-    """One frame of the gate. Whoever holds it has it alone."""
-
-    def __init__(self, device: GateDevice, index: int, base: int, size: int) -> None:
-        self.index = index
-        self.base = base
-        self.payload_size = size - FRAME.size
-        self._door = device.function.door
-        self._quads: memoryview | None = None
-        mapped = self._door.map(base, size)
-        if mapped is not None:
-            self._bytes = mapped
-            self._quads = mapped.cast("Q")
-
-    def read_quad(self, number: int) -> int:
-        """The 64-bit word at 8 * number."""
-        if self._quads is not None:
-            return self._quads[number]
-        return self._door.read(self.base + 8 * number, 8)
-
-    def write_quad(self, number: int, value: int) -> None:
-        """Store a 64-bit word."""
-        if self._quads is not None:
-            self._quads[number] = value
-        else:
-            self._door.write(self.base + 8 * number, 8, value)
-
-    def read_payload(self, offset: int, length: int) -> bytes:
-        """A copy of payload bytes. Raises BadFrame if they leave the payload."""
-        if offset + length > self.payload_size:
-            raise errors.BadFrame("the device's answer must lie inside the frame's payload")
-        start = FRAME.size + offset
-        if self._quads is not None:
-            return bytes(self._bytes[start : start + length])
-        return bytes(self._door.read(self.base + start + step, 1) for step in range(length))
-
-    def write_payload(self, offset: int, data: bytes) -> None:
-        """Store payload bytes."""
-        start = FRAME.size + offset
-        if self._quads is not None:
-            self._bytes[start : start + len(data)] = data
-        else:
-            for step, byte in enumerate(data):
-                self._door.write(self.base + start + step, 1, byte)
-
-
-Reply = tuple[Status, int, tuple[int, ...]]
-"""Status, the device's code, result slots."""
+    The call may have run or not.
+    """
 
 
 class GateDevice:
     """A device that has a gate. Calls are its methods; `calls` lists them.
 
-    `timeout` is how long a call is waited for, in seconds. Vectors that turn out to be revoked are
-    looked up again by name once, if the signature is still the same; `relookup=False` leaves that
-    to the caller, who then sees `Revoked` and calls `refresh`.
+    A call whose name is also a name of this class is reached by `call(name, ...)`. `transport` is
+    the one to use; None leaves the choice. `timeout` is how long a call is waited for, in seconds.
+    Vectors that turn out to be revoked are looked up again by name, as long as the signature is
+    still the same; `relookup=False` leaves that to the caller, who then sees `Revoked` and calls
+    `refresh`. From any thread, where the door is.
     """
 
     def __init__(
@@ -130,23 +89,17 @@ class GateDevice:
         timeout: float = 10.0,
         relookup: bool = True,
     ) -> None:
+        self._kept: set[str] = set()
+        self._base = 0
+        self._lock = Lock()
+        self._spare: dict[int, list[int]] = {}
         self.function = function
         self.place = place
         self.timeout = timeout
         self.relookup = relookup
-        function.enable()
-        self._base = function.bar(place.bar).address + place.offset
-        self._doorbell = self._base + place.doorbell
-        self.directory = read_directory(function, place)
-        self.features = self._negotiate()
         self.transport = transport
-        first, count, size = self.directory.frames
-        self._frames = [
-            Frame(self, index, self._base + first + index * size, size) for index in range(count)
-        ]
-        self._free = list(reversed(self._frames))
-        self._free_lock = Lock()
-        self._header = function.door.map(self._base, HEADER.size)
+        function.enable()
+        self.refresh()
 
     @property
     def name(self) -> str:
@@ -158,6 +111,32 @@ class GateDevice:
         """The directory's entries by name."""
         return self.directory.entries
 
+    def refresh(self) -> None:
+        """Look anew where the gate is and what it offers: after Revoked, after a reset of the
+        device, and after its BARs moved."""
+        base = self.function.bar(self.place.bar).address + self.place.offset
+        self._doorbell = base + self.place.doorbell
+        self.directory: Directory = read_directory(self.function, self.place)
+        self.features = self._negotiate()
+        if base != self._base:
+            self._take_place(base)
+        self._forget_quick()
+
+    def _take_place(self, base: int) -> None:
+        door = self.function.door
+        first, count, size = self.directory.frames
+        with self._lock:
+            self._base = base
+            self._frames = [
+                Frame(door, index, base + first + index * size, size) for index in range(count)
+            ]
+            self._free = list(reversed(self._frames))
+            self._lost: list[Frame] = []
+        self._header = door.map(base, HEADER.size)
+        self._port = None
+        if self.place.pio_bar is not None:
+            self._port = self.function.bar(self.place.pio_bar).address + self.place.pio_offset
+
     def _negotiate(self) -> Feature:
         door = self.function.door
         door.write(self._doorbell + DoorbellRegister.VERSION, 4, VERSION)
@@ -166,22 +145,22 @@ class GateDevice:
         door.write(self._doorbell + DoorbellRegister.FEATURES, 4, int(self.directory.features))
         return Feature(door.read(self._doorbell + DoorbellRegister.FEATURES, 4) & 0xF)
 
-    def refresh(self) -> None:
-        """Read the directory again: after Revoked, or a reset of the device."""
-        self.directory = read_directory(self.function, self.place)
-        self._forget_quick()
-
-    def _forget_quick(self) -> None:
-        for name in self.directory.entries:
-            self.__dict__.pop(name, None)
-
     @property
     def transport(self) -> Transport | None:
-        """The transport to use; None: the cheapest that the platform offers for each call."""
+        """The transport to use; None: the cheapest that the platform offers for each call.
+
+        `hypercall` takes a frame for calls that do not fit its registers. Setting one that the
+        platform does not offer raises BackendError.
+        """
         return self._transport
 
     @transport.setter
     def transport(self, transport: Transport | None) -> None:
+        if transport is not None and not transport & self.place.transports:
+            raise errors.BackendError(
+                f"The transport must be one that the platform offers, {self.place.transports!r}, "
+                f"not {transport!r}"
+            )
         self._transport = transport
         self._forget_quick()
 
@@ -194,6 +173,8 @@ class GateDevice:
         address = self._doorbell + DoorbellRegister.NOTIFY
         self.function.door.write(address, 4, self.calls[name].vector)
 
+    # --- calls by name ---------------------------------------------------------------------------
+
     def __getattr__(self, name: str) -> Callable[..., Any]:
         # Only for names that are not there yet: what is found is kept until `refresh`.
         directory = self.__dict__.get("directory")
@@ -201,17 +182,23 @@ class GateDevice:
             names = ", ".join(directory.entries) if directory else "not known yet"
             raise AttributeError(f"The device must have a call {name!r}; its calls are {names}")
         run = self._quick(directory.entries[name]) or partial(self.call, name)
+        self._kept.add(name)
         self.__dict__[name] = run
         return run
+
+    def _forget_quick(self) -> None:
+        while self._kept:
+            self.__dict__.pop(self._kept.pop(), None)
 
     def _quick(self, entry: Entry) -> Callable[..., Any] | None:
         """The call as one function with everything looked up beforehand, where it is numbers only
         and the platform's registers carry it. None: `call` does it."""
-        plain = {"u64", "u32", "u16", "u8"}
         if (
-            self.choose(entry.flags, False) is not Transport.HYPERCALL
-            or not plain.issuperset(entry.result_types)
-            or not plain.issuperset(entry.parameter_types)
+            not entry.vector
+            or not self.in_registers(entry)
+            or self.choose(True) is not Transport.HYPERCALL
+            or not _PLAIN.issuperset(entry.result_types)
+            or not _PLAIN.issuperset(entry.parameter_types)
             or len(entry.result_types) > 1
         ):
             return None
@@ -226,85 +213,121 @@ class GateDevice:
                 if not status:
                     return results[0] if answers else None
                 if status != _REVOKED:
-                    raise self._error(entry, status, results[0] if results else 0)
+                    raise _error(entry, status, results[0] if results else 0)
             return self.call(name, *arguments)  # type: ignore[no-any-return]
 
         return run
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """Make a call by name. Raises the CallError of its status, NoAnswer, or TypeError."""
+        """Make a call by name.
+
+        Raises the CallError of its status, `Revoked` also while the call has no vector; NoAnswer;
+        KeyError where the device has no such call; TypeError.
+        """
         entry = self.calls[name]
-        while True:
-            try:
-                return self._call(entry, arguments)
-            except errors.Revoked:
-                if not self.relookup:
-                    raise
-                self.refresh()
-                fresh = self.calls[name]
-                if fresh.vector in (0, entry.vector) or fresh.signature != entry.signature:
-                    raise
-                entry = fresh
+        for _ in range(_LOOKUPS):
+            if entry.vector:
+                try:
+                    return self._call(entry, arguments)
+                except errors.Revoked:
+                    if not self.relookup:
+                        raise
+            if not self.relookup:
+                break
+            self.refresh()
+            stale, entry = entry, self.calls[name]
+            if not entry.vector:
+                break
+            if entry.signature != stale.signature:
+                raise errors.Revoked(f"{stale.text} was bound anew, as {entry.text}")
+        raise errors.Revoked(f"{entry.text}: the host has not bound it, or keeps binding it anew")
 
     def _call(self, entry: Entry, arguments: tuple[Any, ...]) -> Any:
         if len(arguments) != len(entry.parameter_types):
             raise TypeError(
                 f"{entry.text} takes {len(entry.parameter_types)} arguments, not {len(arguments)}"
             )
+        copies: list[tuple[DmaMemory, memoryview, str]] = []
+        frame = None
+        try:
+            slots, payload = self._marshal(entry, arguments, copies)
+            transport = self.choose(self.in_registers(entry))
+            if transport is not Transport.HYPERCALL or not self.in_registers(entry):
+                frame = self._take_frame()
+            reply = self.invoke(entry.vector, slots, payload, frame=frame, transport=transport)
+            values = _values(entry, reply, frame)
+            for memory, view, kind in copies:
+                if kind != "in":
+                    view[:] = self.function.door.load(memory.gpa, memory.length)
+        except BaseException as error:
+            if not isinstance(error, CallError) or isinstance(error, errors.TimedOut):
+                copies.clear()  # The device may still write to them.
+            raise
+        finally:
+            if frame is not None:
+                self._give_frame(frame)
+            self._give_buffers(copies)
+        if len(entry.result_types) == 1:
+            return values[0]
+        return values if entry.result_types else None
+
+    def _marshal(
+        self,
+        entry: Entry,
+        arguments: tuple[Any, ...],
+        copies: list[tuple[DmaMemory, memoryview, str]],
+    ) -> tuple[tuple[int, ...], bytes]:
+        """Slots and payload; what was copied to DMA memory is added to `copies`."""
         slots: list[int] = []
         payload = bytearray()
-        back: list[tuple[DmaMemory, Any]] = []
         for kind, argument in zip(entry.parameter_types, arguments, strict=True):
             if kind == "bytes":
                 slots.append(len(argument) << 32 | len(payload))
                 payload += argument
                 payload += bytes(round_up(len(payload), PAYLOAD_ALIGN) - len(payload))
             elif kind in _BUFFERS:
-                buffer = self._buffer(kind, argument, back)
+                buffer = argument
+                if not isinstance(argument, DmaMemory):
+                    buffer = self._copy(kind, memoryview(argument).cast("B"), copies)
                 slots += (buffer.gpa, buffer.length)
             else:
                 slots.append(argument & MAX_U64)
-        frame = self._take_frame()
-        try:
-            status, code, results = self.invoke(
-                entry.vector, tuple(slots), payload, frame=frame, flags=entry.flags
-            )
-            if status:
-                raise self._error(entry, status, code)
-            values = [
-                frame.read_payload(slot & 0xFFFFFFFF, slot >> 32) if kind == "bytes"
-                else _value(kind, slot)
-                for kind, slot in zip(entry.result_types, results, strict=False)
-            ]  # fmt: skip
-        finally:
-            self._give_frame(frame)
-        for memory, target in back:
-            target[:] = self.function.door.load(memory.gpa, memory.length)
-        if len(entry.result_types) == 1 and values:
-            return values[0]
-        return tuple(values) if entry.result_types else None
+        # The last one's padding would not fit a payload that is full.
+        end = max((slot >> 32) + (slot & ONES) for slot in slots) if payload else 0
+        return tuple(slots), bytes(payload[: min(end, len(payload))])
 
-    def _buffer(self, kind: str, argument: Any, back: list[tuple[DmaMemory, Any]]) -> DmaMemory:
-        if isinstance(argument, DmaMemory):
-            return argument
-        view = memoryview(argument).cast("B")
-        memory = self.function.allocate(len(view))
-        if kind != "out":
-            self.function.door.store(memory.gpa, bytes(view))
-        if kind != "in":
-            back.append((memory, view))
+    # --- buffers ---------------------------------------------------------------------------------
+
+    def _copy(
+        self, kind: str, view: memoryview, copies: list[tuple[DmaMemory, memoryview, str]]
+    ) -> DmaMemory:
+        if kind != "in" and view.readonly:
+            raise TypeError("What a call writes to must be writable: a bytearray, not bytes")
+        size = 1 << max(len(view) - 1, 63).bit_length()
+        with self._lock:
+            spare = self._spare.get(size)
+            gpa = spare.pop() if spare else None
+        if gpa is None:
+            gpa = self.function.allocate(size).gpa
+        memory = DmaMemory(gpa, len(view))
+        copies.append((memory, view, kind))
+        self.function.door.store(gpa, bytes(len(view)) if kind == "out" else bytes(view))
         return memory
 
-    def _error(self, entry: Entry, status: int, code: int) -> Exception:
-        if status == Status.DEVICE_ERROR:
-            return DeviceError(code)
-        kind = _ERRORS.get(status)
-        if kind is None:
-            return errors.CallgateError(f"{entry.text} answered the unknown status {status}")
-        return kind(f"{entry.text}: {Status(status).text}")
+    def _give_buffers(self, copies: list[tuple[DmaMemory, memoryview, str]]) -> None:
+        with self._lock:
+            for memory, _, _ in copies:
+                size = 1 << max(memory.length - 1, 63).bit_length()
+                self._spare.setdefault(size, []).append(memory.gpa)
+
+    # --- frames ----------------------------------------------------------------------------------
 
     def _take_frame(self) -> Frame:
-        with self._free_lock:
+        with self._lock:
+            if not self._free:
+                # Those that the host still had when their caller gave up.
+                self._free = [each for each in self._lost if each.state in (_FREE, _DONE)]
+                self._lost = [each for each in self._lost if each not in self._free]
             if not self._free:
                 raise errors.Busy(
                     f"{self.name} has {len(self._frames)} frames, and as many callers at once"
@@ -312,28 +335,39 @@ class GateDevice:
             return self._free.pop()
 
     def _give_frame(self, frame: Frame) -> None:
-        # A frame that the host still has is lost: it may yet be written to.
-        state = frame.read_quad(0) & 0xFFFFFFFF
-        if state not in (_READY, int(FrameState.RUNNING)):
-            with self._free_lock:
-                self._free.append(frame)
+        # A frame that the host still has may yet be written to.
+        settled = frame.state not in (_READY, _RUNNING)
+        with self._lock:
+            if self._frames[frame.index] is frame:
+                (self._free if settled else self._lost).append(frame)
 
     # --- one call in the raw, for tests too -------------------------------------------------------
 
-    def choose(self, flags: CallFlag, payload: bool) -> Transport:
-        """The cheapest transport that is offered and can carry such a call."""
+    def in_registers(self, entry: Entry) -> bool:
+        """Whether a hypercall's registers can carry this call."""
+        slots = max(entry.arguments, entry.results)
+        return slots <= self.function.door.register_slots and bool(
+            entry.flags & CallFlag.REGISTERS
+        )
+
+    def choose(self, registers: bool) -> Transport:
+        """The cheapest transport that is offered for a call that fits `registers`, or does not."""
+        if self._transport is not None:
+            return self._transport
         offered = self.place.transports
-        for transport in (self.transport,) if self.transport else _PREFERENCE:
+        for transport in _PREFERENCE:
             if not offered & transport:
                 continue
-            if transport is Transport.POLLED and not self._watched():
+            if transport is Transport.POLLED and not self.watched:
                 continue
-            if transport is Transport.HYPERCALL and (payload or not flags & CallFlag.REGISTERS):
+            if transport is Transport.HYPERCALL and not registers:
                 continue
             return transport
         return Transport.MMIO
 
-    def _watched(self) -> bool:
+    @property
+    def watched(self) -> bool:
+        """Whether the host looks at the frames by itself at this moment (docs/abi.md, 6.4)."""
         if not self.features & Feature.POLLED:
             return False
         at = HEADER.offset("watching")
@@ -345,85 +379,115 @@ class GateDevice:
         self,
         vector: int,
         slots: tuple[int, ...],
-        payload: bytes | bytearray = b"",
+        payload: bytes = b"",
         *,
         frame: Frame | None = None,
-        flags: CallFlag = CallFlag(0),
         transport: Transport | None = None,
         frame_flags: int = 0,
         count: int | None = None,
     ) -> Reply:
-        """Make one call as it is: (status, device code, result slots). Judges nothing.
+        """Make one call as it is and judge nothing.
 
-        `count` claims another number of arguments than there are slots.
+        With the transport `hypercall`, the slots travel in registers unless there is a `frame`, a
+        payload, frame flags, or a `count`, which claims another number of slots than there are.
         """
-        transport = transport or self.choose(flags, bool(payload))
-        if transport is Transport.HYPERCALL and not payload and len(slots) <= MAX_REGISTER_VALUES:
+        plain = frame is None and not payload and not frame_flags and count is None
+        plain = plain and len(slots) <= self.function.door.register_slots
+        transport = transport or self.choose(plain)
+        if transport is Transport.HYPERCALL and plain:
             status, results = self.function.door.hypercall(
                 self.place.instruction, self.place.selector, vector, slots
             )
-            code = results[0] if status == Status.DEVICE_ERROR else 0
-            return status, code, results
-        own = frame is None
-        frame = frame or self._take_frame()
-        try:
-            if len(payload) > frame.payload_size:
-                raise errors.BadFrame(f"a payload must be at most {frame.payload_size} bytes long")
-            if payload:
-                frame.write_payload(0, bytes(payload))
-            for number, slot in enumerate(slots, 4):
-                frame.write_quad(number, slot)
-            claimed = len(slots) if count is None else count
-            frame.write_quad(1, frame_flags | claimed << 16)
-            frame.write_quad(2, 0)
-            frame.write_quad(0, _READY | vector << 32)
-            self.ring(frame.index, transport)
-            self._wait(frame)
-            answer = frame.read_quad(1)
-            results = tuple(frame.read_quad(4 + n) for n in range(min(answer >> 24 & 0xFF, 12)))
-            code = frame.read_quad(2) if answer >> 32 == Status.DEVICE_ERROR else 0
-            return Status(answer >> 32), code, results
-        finally:
-            if own:
+            return status, results[0] if status == Status.DEVICE_ERROR else 0, results
+        if frame is None:
+            frame = self._take_frame()
+            try:
+                return self.invoke(
+                    vector,
+                    slots,
+                    payload,
+                    frame=frame,
+                    transport=transport,
+                    frame_flags=frame_flags,
+                    count=count,
+                )
+            finally:
                 self._give_frame(frame)
+        if payload:
+            frame.write_payload(payload)
+        claimed = len(slots) if count is None else count
+        frame.submit(vector, frame_flags | claimed << 16, slots)
+        status = self.ring(frame.index, transport)
+        if status and not self.watched:
+            frame.state = _FREE  # The host has not looked, and will not.
+            return status, 0, ()
+        self._wait(frame)
+        return frame.reply()
 
-    def ring(self, index: int, transport: Transport) -> None:
-        """Say "look at frame `index`"."""
+    def ring(self, index: int, transport: Transport) -> int:
+        """Say "look at frame `index`". The status is OK but for a hypercall that went wrong."""
         door = self.function.door
         if transport is Transport.POLLED:
-            if self._watched():
-                return
+            if self.watched:
+                return Status.OK
             transport = Transport.MMIO
-        if transport is Transport.MMIO:
-            door.write(self._doorbell, 4, index)
-        elif transport is Transport.PIO:
-            assert self.place.pio_bar is not None
-            port = self.function.bar(self.place.pio_bar).address + self.place.pio_offset
-            door.io_write(port, 4, index)
+        if transport is Transport.PIO and self._port is not None:
+            door.io_write(self._port, 4, index)
+        elif transport is Transport.HYPERCALL:
+            vector = self.directory.doorbell_vector
+            place = self.place
+            return door.hypercall(place.instruction, place.selector, vector, (index,))[0]
         else:
-            door.hypercall(
-                self.place.instruction,
-                self.place.selector,
-                self.directory.doorbell_vector,
-                (index,),
-            )
+            door.write(self._doorbell, 4, index)
+        return Status.OK
 
     def _wait(self, frame: Frame) -> None:
-        if frame.read_quad(0) & 0xFFFFFFFF == _DONE:
+        state = frame.state
+        if state == _DONE:
             return
+        door = self.function.door
         end = time.monotonic() + self.timeout
-        while frame.read_quad(0) & 0xFFFFFFFF != _DONE:
+        while state != _DONE:
+            if state == _FREE:
+                raise NoAnswer(f"{self.name} was reset during the call")
+            if door.read(self._doorbell, 4) == ONES:
+                raise NoAnswer(f"{self.name} has gone: its doorbell page reads all ones")
             if time.monotonic() > end:
                 raise NoAnswer(f"{self.name} must answer within {self.timeout:g} s, and did not")
-            if self.function.config(0, 4) == 0xFFFFFFFF:
-                raise NoAnswer(f"{self.name} has gone: its config space reads all ones")
-            self.function.door.pause(0)
+            door.pause(0)
+            state = frame.state
 
 
-def _value(kind: str, slot: int) -> int | bool:
+def _values(entry: Entry, reply: Reply, frame: Frame | None) -> tuple[Any, ...]:
+    """What the call returned. Raises the error of its status."""
+    status, code, results = reply
+    if status:
+        raise _error(entry, status, code)
+    if len(results) < len(entry.result_types):
+        raise errors.CallgateError(
+            f"{entry.text} must answer {len(entry.result_types)} result slots, not {len(results)}"
+        )
+    return tuple(
+        _value(kind, slot, frame) for kind, slot in zip(entry.result_types, results, strict=False)
+    )
+
+
+def _value(kind: str, slot: int, frame: Frame | None) -> int | bool | bytes:
+    if kind == "bytes":
+        assert frame is not None
+        return frame.read_payload(slot & ONES, slot >> 32)
     if kind == "bool":
         return slot == 1
     return slot - (1 << 64) if kind.startswith("i") and slot >> 63 else slot
+
+
+def _error(entry: Entry, status: int, code: int) -> Exception:
+    if status == Status.DEVICE_ERROR:
+        return DeviceError(code)
+    kind = _ERRORS.get(status)
+    if kind is None:
+        return errors.CallgateError(f"{entry.text} answered the unknown status {status}")
+    return kind(f"{entry.text}: {Status(status).text}")
 
 
 def devices(door: Door) -> Iterator[PciFunction]:

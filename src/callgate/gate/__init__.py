@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The call ABI: layouts and codes, the vector table, frames and doorbells, watching."""

@@ -186,7 +186,9 @@ class Gate:
         self._slots = [table.slot() for _ in self._bases]
         self._notify_slots: list[Slot] = []
         self._generation = 0
-        self._write_header()
+        self._watching = False
+        self._doorbell: Binding | None = None
+        self._write_directory()
         try:
             with self._change():
                 self._bind_all()
@@ -210,13 +212,15 @@ class Gate:
         self.ram_size = round_up(self.frames_offset + self.frame_count * self.frame_size, PAGE)
         self.size = self.ram_size + self.doorbell_size
 
-    def _write_header(self) -> None:
+    def _write_directory(self) -> None:
+        """Write header, entries and texts, all without vectors: the guest may have spoilt them."""
         spec = self.device.spec
         self.ram[: HEADER.size] = HEADER.pack(
             signature=abi.HEADER_SIGNATURE,
             version_minor=abi.VERSION_MINOR,
             version_major=abi.VERSION_MAJOR,
             features=int(self.offered),
+            generation=self._generation,
             uuid=spec.uuid.bytes,
             device_version=self.device.version,
             directory_offset=self._directory,
@@ -230,6 +234,7 @@ class Gate:
             name=spec.name.encode(),
             text_offset=self._texts,
             text_length=self._text_length,
+            watching=int(self._watching),
         )
         text = self._texts
         for number, call in enumerate(self._calls.values()):
@@ -355,6 +360,9 @@ class Gate:
                 if slot.lock.acquire(False):
                     self.ram[base : base + FRAME.size] = bytes(FRAME.size)
                     slot.lock.release()
+            self._write_directory()
+            for name, binding in self._bindings.items():
+                self._set_vector(name, binding.vector)
             if not self._closed:
                 try:
                     self._bind_all()
@@ -380,8 +388,9 @@ class Gate:
                     self._set_vector(name, 0)
 
     def _bind_all(self) -> None:
-        doorbell = self.table.bind(self.device, "(doorbell)", 0, Doorbell(self))
-        self._words[HEADER.offset("doorbell_vector") // 4] = doorbell.vector
+        if self._doorbell is None or self._doorbell.refusal is Status.REVOKED:
+            self._doorbell = self.table.bind(self.device, "(doorbell)", 0, Doorbell(self))
+        self._words[HEADER.offset("doorbell_vector") // 4] = self._doorbell.vector
         for name in self._names:
             if name not in self._bindings:
                 self._bind(name)
@@ -431,6 +440,11 @@ class Gate:
         """Call `wake` after each doorbell of a driver that accepted `polled`; None: nobody watches."""
         self._watcher = wake
         self._accept(self.features)
+
+    def say_watching(self, watching: bool) -> None:
+        """Tell drivers whether somebody looks at the frames."""
+        self._watching = watching
+        self.ram[HEADER.offset("watching")] = int(watching)
 
     def _accept(self, features: Feature) -> None:
         self.features = features

@@ -4,7 +4,7 @@
 While calls come, a thread looks at the frames' states and says so in the header's `watching`. After
 `linger` seconds without a call it stores 0, looks once more, and sleeps until a doorbell rings.
 
-No call is lost in between. The driver stores READY, then (past a full barrier) loads `watching`; the
+No call is lost in between. The driver stores READY, then (past a full barrier) loads `watching`. The
 watcher stores `watching = 0`, then loads the states. If the driver still saw 1, its load came before
 the watcher's store, so its READY came before the watcher's last look, which finds it. `_barrier`
 parts the watcher's store and load, since processors let a load overtake an earlier store.
@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 import time
 
-from callgate.gate.abi import HEADER, FrameState
+from callgate.gate.abi import FrameState
 from callgate.gate.gate import Gate
 
 LINGER = 0.005
@@ -68,16 +68,20 @@ class Watcher:
             self._wake.clear()
             if self._closed:
                 break
-            self._announce(True)
             self._watch()
-            self._announce(False)
+            for gate in self.gates:
+                gate.say_watching(False)
             self._barrier()
             self._look()
 
     def _watch(self) -> None:
         last = time.monotonic()
         idle = 0
+        self._announce()
         while not self._closed:
+            if self._wake.is_set():  # Perhaps by a driver that accepted `polled` just now.
+                self._wake.clear()
+                self._announce()
             if self._look():
                 last = time.monotonic()
                 idle = 0
@@ -97,15 +101,25 @@ class Watcher:
                 found = True
                 for index, state in enumerate(words):
                     if state == _READY:
-                        gate.ring(index, from_watcher=True)
+                        self._ring(gate, index)
         return found
 
-    def _announce(self, watching: bool) -> None:
+    def _ring(self, gate: Gate, index: int) -> None:
+        try:
+            gate.ring(index, from_watcher=True)
+        except BaseException as error:
+            # `sys.exit` in a handler, say: it must not end the thread on which drivers count.
+            gate.device.bugs.report(f"{gate.device}, watched", error)
+
+    def _announce(self) -> None:
         for gate in self.gates:
-            if gate.polled or not watching:
-                gate.ram[HEADER.offset("watching")] = int(watching)
+            if gate.polled:
+                gate.say_watching(True)
 
     def _barrier(self) -> None:
-        # Taking and giving back a lock is two sequentially consistent operations.
+        # To take a lock orders it before what follows, to give it back after what precedes. Only a
+        # second one parts the two on processors where that is all it does (arm64).
+        with self._fence:
+            pass
         with self._fence:
             pass

@@ -163,10 +163,10 @@ class Function:
         return f"<Function {self.name} {list(self.bars)}>"
 
     def close(self) -> None:
-        """Unplug the device and revoke its vectors."""
-        self.device.unplug()
+        """Revoke the device's vectors, then unplug it."""
         if self.gate is not None:
-            self.gate.close()
+            self.gate.close()  # First: a call must not find its device unplugged.
+        self.device.unplug()
 
     # --- the guest's side ------------------------------------------------------------------------
 

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: MIT
+"""A whole call as its guest sees it, beside a bare trap of the same emulator (docs/benchmarks.md).
+
+    one round     bare: mark, 64 traps, mark, 64 traps, ...     time of a batch / 64
+                  full: mark, 64 calls, mark, 64 calls, ...     time of a batch / 64
+                  full: mark, 1 call, mark, 1 call, ...         time less that of a mark
+    one row       rounds, one after another: the machine's own speed changes meanwhile, and a round's
+                  two halves see the same
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+from callgate.backends.platform import PLATFORMS, Platform
+from callgate.bench.device import Bench
+from callgate.bench.order import CALL, OUT, PATHS, STORE, SYMBOL, TRAP, Order
+from callgate.elf import Program, read_program
+from callgate.errors import GuestError, LoadError
+from callgate.gate.abi import Instruction, Transport
+from callgate.machine import Machine
+
+ROUNDS = 10
+SIZE = 64
+"""Calls of a batch."""
+WARM_UP = 4
+"""First batches of a run, which are not counted: the emulator translates the guest's code in them."""
+RAM = 4 << 20
+TIMEOUT = 60.0
+DOORBELL_TARGET = 4.0
+REGISTER_TARGET = 6.0
+"""How many bare traps a call may cost."""
+_REGISTERS = (Instruction.INT_1F, Instruction.HVC, Instruction.ECALL)
+_OFFERED = {
+    "mmio": Transport.MMIO,
+    "pio": Transport.PIO,
+    "hypercall": Transport.HYPERCALL,
+    "hypercall-frame": Transport.HYPERCALL,
+    "polled": Transport.POLLED,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of calling. Times are in microseconds."""
+
+    backend: str
+    arch: str
+    platform: str
+    transport: str
+    instruction: str
+    """What the guest traps by; empty: it does not."""
+    median: float
+    p99: float
+    per_second: float
+    """Calls."""
+    bare: float | None = None
+    """Median of the bare trap."""
+    ratio: float | None = None
+    """Whole call to bare trap, in the same rounds."""
+    target: float | None = None
+    """Of the ratio; of the median where there is none."""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is met; None where there is none."""
+        if self.target is None:
+            return None
+        return (self.median if self.ratio is None else self.ratio) <= self.target
+
+
+@dataclass(frozen=True)
+class Way:
+    """What a row measures."""
+
+    arch: str
+    platform: Platform
+    transport: str
+
+    @property
+    def instruction(self) -> str:
+        """What the guest traps by."""
+        if self.transport == "polled":
+            return ""
+        if self.transport.startswith("hypercall"):
+            return self.platform.offer.instruction.name.lower()
+        return "out" if self.transport == "pio" and self.arch in ("x86_64", "i386") else "store"
+
+    @property
+    def target(self) -> float | None:
+        """How many bare traps a call may cost, if that is said."""
+        if self.transport in ("mmio", "pio"):
+            return DOORBELL_TARGET
+        offer = self.platform.offer
+        if self.transport == "hypercall" and offer.instruction in _REGISTERS:
+            return REGISTER_TARGET
+        return None
+
+    def trap(self) -> Order | None:
+        """The bare trap to compare with; None: there is none."""
+        order = Order(0, 0)
+        match self.instruction:
+            case "":
+                return None
+            case "out":
+                return replace(order, what=OUT)
+            case "store":
+                return replace(order, what=STORE)
+            case _:
+                offer = self.platform.offer
+                return replace(
+                    order,
+                    what=TRAP,
+                    instruction=int(offer.instruction),
+                    selector=offer.selector,
+                )
+
+
+def ways(architectures: Sequence[str]) -> Iterator[Way]:
+    """All ways of an architecture by its usual platform; by its others, what only they have."""
+    for arch in architectures:
+        fitting = [each for each in PLATFORMS.values() if arch in each.architectures]
+        seen = set()
+        for platform in fitting:
+            for transport, bit in _OFFERED.items():
+                way = Way(arch, platform, transport)
+                if not platform.offer.transports & bit or (transport, way.instruction) in seen:
+                    continue
+                seen.add((transport, way.instruction))
+                yield way
+
+
+def find_program(arch: str) -> Program:
+    """The bench's guest, from build/guest below the current folder or one above. Raises LoadError."""
+    here = Path.cwd()
+    for above in (here, *here.parents, *Path(__file__).resolve().parents):
+        path = above / "build" / "guest" / arch / "bench.elf"
+        if path.is_file():
+            return read_program(path, arch)
+    raise LoadError(f"build/guest/{arch}/bench.elf must be there: `python guest/build.py bench`")
+
+
+def measure(way: Way, calls: int) -> Row:
+    """Measure one way with about this many calls. Raises GuestError and LoadError."""
+    program = find_program(way.arch)
+    batches = max(calls // (ROUNDS * SIZE), 8) + WARM_UP
+    singles = max(calls // ROUNDS, 100) + WARM_UP
+    trap = way.trap()
+    full: list[float] = []
+    alone: list[float] = []
+    bare: list[float] = []
+    ratios: list[float] = []
+    device = Bench()
+    with Machine(
+        device,
+        arch=way.arch,
+        platform=way.platform.name,
+        guest=program.path,
+        ram=RAM,
+        timeout=TIMEOUT,
+        watch=way.transport == "polled",
+    ) as machine:
+        run = partial(_run, machine, device, _place(program))
+        order = Order(batches, SIZE, what=CALL, path=PATHS[way.transport])
+        for _ in range(ROUNDS):
+            if trap is not None:
+                bare += (now := _each(_run_bare(program, replace(trap, batches=batches, size=SIZE))))
+            full += (whole := _each(run(order)))
+            if trap is not None:
+                ratios.append(median(whole) / median(now))
+            mark = median(_gaps(run(replace(order, size=0, batches=singles))))
+            gaps = _gaps(run(replace(order, size=1, batches=singles)))
+            alone += [gap - mark for gap in gaps]
+    return Row(
+        backend="unicorn",
+        arch=way.arch,
+        platform=way.platform.name,
+        transport=way.transport,
+        instruction=way.instruction,
+        median=median(full),
+        p99=percentile(alone, 99),
+        per_second=1e6 * len(full) / sum(full),
+        bare=median(bare) if bare else None,
+        ratio=median(ratios) if ratios else None,
+        target=way.target,
+    )
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The smallest of `values` that so many percent do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(int(len(ordered) * percent / 100), len(ordered) - 1)]
+
+
+def _run(machine: Machine, device: Bench, place: int, order: Order) -> list[int]:
+    """The clock at each mark, in nanoseconds."""
+    machine.reset()
+    device.times.clear()
+    machine.memory.write(place, order.pack())
+    result = machine.run()
+    if result.exit_code:
+        raise GuestError(
+            f"The bench's guest must end with 0, not {result.exit_code} (see guest/bare/bench.c)"
+        )
+    return device.times[:]
+
+
+def _run_bare(program: Program, trap: Order) -> list[int]:
+    from callgate.backends.unicorn.bare import MARK, PLACE, run_bare
+
+    order = replace(trap, place=PLACE if trap.what == STORE else PLACE >> 16, mark=MARK)
+    memory = [(segment.address, segment.data) for segment in program.segments]
+    memory.append((_place(program), order.pack()))
+    times: list[int] = []
+    clock = time.perf_counter_ns
+
+    def mark() -> None:
+        times.append(clock())
+
+    run_bare(program.arch, program.entry, memory, order.batches + 1, mark)
+    return times
+
+
+def _place(program: Program) -> int:
+    for symbol in program.symbols:
+        if symbol.name == SYMBOL:
+            return symbol.address
+    raise LoadError(f"{program.path} must have the symbol {SYMBOL}: do not strip it")
+
+
+def _gaps(times: Sequence[int]) -> list[float]:
+    """Microseconds from mark to mark, without the first ones."""
+    return [
+        (after - before) / 1e3
+        for before, after in zip(times[WARM_UP:], times[WARM_UP + 1 :], strict=False)
+    ]
+
+
+def _each(times: Sequence[int]) -> list[float]:
+    """Microseconds of each call or trap, on the average of each batch."""
+    return [gap / SIZE for gap in _gaps(times)]
+
+
+Progress = Callable[[str], None]
+"""Told what is being measured."""
