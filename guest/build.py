@@ -68,7 +68,7 @@ ARCHITECTURES = (
 
 @dataclass(frozen=True)
 class Guest:
-    """One program. `device` is the file whose header it includes, if there is one."""
+    """One program. `device` is the device file whose C header it includes, if there is one."""
 
     name: str
     source: Path

@@ -61,7 +61,7 @@ def _execute(path: Path) -> ModuleType:
     except BaseException as error:
         sys.modules.pop(name, None)
         if isinstance(error, SyntaxError):  # In the file, or in one that it imports.
-            where = f"{error.filename or path}, line {error.lineno}"
+            where = f"{error.filename or path}" + (f", line {error.lineno}" if error.lineno else "")
             raise LoadError(f"{where}, must be Python: {error.msg}") from None
         if isinstance(error, CallgateError) or not isinstance(error, Exception):
             raise

@@ -57,8 +57,8 @@ class Hooked:
             self.owner = owner
             self.name = name
 
-    def _take(self, kind: str, hook: Any, before: Any) -> None:
-        """Refuse a hook that would change another class's, or replace one in the same body."""
+    def _take(self, kind: str, hook: Any, before: Any) -> Any:
+        """The hook, unless it would replace another one of the same body or of another class."""
         if self.owner is not None:
             raise DeclarationError(
                 f"{self.owner.__name__}.{self.name}: {kind} must be used in the body of "
@@ -66,10 +66,12 @@ class Hooked:
             )
         if not callable(hook) or not hasattr(hook, "__name__"):
             self._wrong = f"{kind} must be given a method, not {hook!r}"
-        elif before is not None:
+            return before
+        if before is not None:
             self._wrong = (
                 f"{kind} must be used once, and {before.__name__} and {hook.__name__} both have it"
             )
+        return hook
 
     def verify_hooks(self, where: str) -> None:
         """Raise DeclarationError when hooks were given that cannot be."""
@@ -119,14 +121,12 @@ class Bar(Hooked):
 
     def on_read(self, hook: H) -> H:
         """Use the method for reads that no register answers: (offset, size in bytes) -> value."""
-        self._take("on_read", hook, self.read_hook)
-        self.read_hook = hook
+        self.read_hook = self._take("on_read", hook, self.read_hook)
         return hook
 
     def on_write(self, hook: H) -> H:
         """Use the method for writes that no register takes: (offset, size in bytes, value)."""
-        self._take("on_write", hook, self.write_hook)
-        self.write_hook = hook
+        self.write_hook = self._take("on_write", hook, self.write_hook)
         return hook
 
     def verify(self, owner: str) -> None:
@@ -215,14 +215,12 @@ class Register(Hooked):
 
     def on_read(self, hook: H) -> H:
         """Use the method for a guest's reads: () -> value, or None for the stored value."""
-        self._take("on_read", hook, self.read_hook)
-        self.read_hook = hook
+        self.read_hook = self._take("on_read", hook, self.read_hook)
         return hook
 
     def on_write(self, hook: H) -> H:
         """Use the method after a guest's writes: (value that the guest wrote)."""
-        self._take("on_write", hook, self.write_hook)
-        self.write_hook = hook
+        self.write_hook = self._take("on_write", hook, self.write_hook)
         return hook
 
     def verify(self, owner: str) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import time
 from threading import Thread
 
 import pytest
@@ -107,9 +108,17 @@ def test_limits_that_make_no_sense_are_refused(limits: dict[str, float], sentenc
 
 
 def test_threads_together_take_no_more_than_there_is() -> None:
-    quota = Quota(in_flight=50)
+    class Slow(int):
+        """Lets the other threads go first when it is compared."""
+
+        def __le__(self, other: int) -> bool:
+            below = int(self) <= other
+            time.sleep(0.0001)
+            return below
+
+    quota = Quota(in_flight=Slow(50))
     results: list[int] = []
-    threads = [Thread(target=lambda: results.append(taken(quota))) for _ in range(4)]
+    threads = [Thread(target=lambda: results.append(taken(quota, 100))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

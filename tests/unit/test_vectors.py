@@ -8,8 +8,10 @@ import re
 import threading
 import time
 import tracemalloc
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -287,6 +289,41 @@ def test_a_call_leaves_before_it_looks_whether_somebody_waits(refused: bool) -> 
     assert seen == [None]
 
 
+def test_a_call_that_leaves_just_before_the_revoker_sleeps_wakes_it() -> None:
+    class Leaving(Slot):
+        """A slot whose call leaves when it is looked at for the second time."""
+
+        __slots__ = ("held", "looks")
+        held: Binding | None
+        looks: int
+
+        @property
+        def binding(self) -> Binding | None:
+            held = self.held
+            self.looks += 1
+            if self.looks == 2:
+                self.held = None
+                if table.drains:
+                    Background(table.wake)
+            return held
+
+        @binding.setter
+        def binding(self, value: Binding | None) -> None:
+            self.held = value
+            self.looks = 0
+
+    table = VectorTable()
+    binding = bind(table)
+    slot = Leaving()
+    table._slots.add(weakref.ref(slot))
+    assert table.enter(slot, binding) is None
+    slot.thread = 424242
+    start = time.monotonic()
+    table.revoke(binding, timeout=5)
+    assert slot.held is None
+    assert time.monotonic() - start < 4
+
+
 # Revocation
 
 
@@ -441,8 +478,10 @@ def test_a_slot_that_nobody_holds_is_forgotten() -> None:
     binding = bind(table)
     slot = table.slot()
     table.enter(slot, binding)
+    slot.thread = 424242
     del slot
     table.revoke(binding, timeout=0)
+    assert not table._slots
 
 
 def test_an_owner_is_revoked_as_a_whole_and_nobody_else() -> None:
@@ -666,6 +705,17 @@ def test_deny_waits_for_a_revoked_call_too() -> None:
     running.end()
 
 
+def test_deny_waits_for_nothing_else() -> None:
+    table = VectorTable()
+    bind(table)
+    others = [Call(table, bind(table, "sub")), Call(table, bind(table, "add", "timer"))]
+    table.deny("adder", "sub", drain=False)
+    table.deny("timer", drain=False)
+    table.deny("adder", "add", timeout=0)
+    for each in others:
+        each.end()
+
+
 def test_deny_can_skip_the_wait_and_can_time_out() -> None:
     table = VectorTable()
     running = Call(table, bind(table))
@@ -784,6 +834,18 @@ def test_a_quota_that_changes_under_a_call_is_given_back_where_it_was_taken() ->
     table.leave(slot)
 
 
+def test_a_quota_is_given_back_once() -> None:
+    table = VectorTable()
+    table.limit("adder", "add", in_flight=1)
+    binding, unlimited = bind(table), bind(table, "sub")
+    slot, other = table.slot(), table.slot()
+    for each in (binding, unlimited):
+        assert table.enter(slot, each) is None
+        table.leave(slot)
+    assert [table.enter(slot, binding), table.enter(other, binding)] == [None, Status.BUSY]
+    table.leave(slot)
+
+
 def test_a_reset_does_not_fill_the_bucket() -> None:
     table = VectorTable(clock=lambda: 0.0)
     bind(table)
@@ -854,9 +916,12 @@ def test_a_fresh_table_continues_where_the_snapshot_was_taken() -> None:
     add, sub = table.bind("adder", "add", 1, None), table.bind("adder", "sub", 2, None)
     tick = table.bind("timer", "tick", 3, None)
     gone = bind(table, "gone")
+    others = [bind(table, "gone", "scrap") for _ in range(4)]
     table.revoke(gone)
     [add] = [each for each in table.rebind("adder") if each.name == "add"]
     [sub] = [each for each in table.bindings("adder") if each.name == "sub"]
+    for each in (2, 0, 3, 1):
+        table.revoke(others[each])
     state = through_json(table)
 
     fresh = VectorTable()
@@ -881,14 +946,12 @@ def test_a_fresh_table_continues_where_the_snapshot_was_taken() -> None:
     assert live == {each.vector: each for each in again.values()}
     assert [call(fresh, each) for each in again.values()] == [None, None, None]
     assert fresh.judge(gone.vector) is Status.REVOKED
-    assert [fresh.judge(vector) for vector in interim] == [Status.REVOKED] * 3
+    assert {fresh.judge(each.vector) for each in others} == {Status.REVOKED}
+    assert {fresh.judge(vector) for vector in interim} == {Status.REVOKED}
     assert {**through_json(fresh), "past": []} == state
     # The same number comes next on both sides, for as long as both do the same.
-    for _ in range(20):
-        one, two = bind(table, "more"), bind(fresh, "more")
-        assert one.vector == two.vector
-        table.revoke(one)
-        fresh.revoke(two)
+    more = [(bind(table, "more"), bind(fresh, "more")) for _ in range(20)]
+    assert all(one.vector == two.vector for one, two in more)
 
 
 def test_every_issued_vector_stays_revoked_over_a_snapshot() -> None:
@@ -932,15 +995,46 @@ def test_a_rewound_table_reissues_only_what_was_live() -> None:
 
 
 def test_a_restored_table_can_be_rewound_again() -> None:
-    table = VectorTable(seed=1)
+    table, other = VectorTable(seed=1), VectorTable(seed=2)
     vector = bind(table).vector
     state = through_json(table)
-    other = VectorTable(seed=2)
     binding = bind(other)
+    issued = {binding.vector}
     for _ in range(3):
         other.restore(state)
         assert binding.vector == vector
         [binding] = other.rebind("adder")
+        assert binding.vector not in issued
+        issued.add(binding.vector)
+
+
+def test_a_snapshot_of_a_restored_table_knows_what_was_issued_before() -> None:
+    tables = [VectorTable(seed=seed) for seed in range(4)]
+    bindings = [bind(table) for table in tables]
+    interim = [binding.vector for binding in bindings]
+    for table, after in pairwise(tables):
+        after.restore(through_json(table))
+    assert bindings[3].vector == interim[0]
+    assert {tables[3].judge(vector) for vector in interim[1:]} == {Status.REVOKED}
+
+
+def test_going_back_and_forth_between_snapshots_forgets_nothing() -> None:
+    table, other = VectorTable(seed=1), VectorTable(seed=2)
+    bind(table)
+    there = through_json(table)
+    bind(other)
+    here = through_json(other)
+    other.restore(there)
+    there_from_here = through_json(other)
+    issued = set()
+    for _ in range(3):
+        for state in (here, there_from_here):
+            other.restore(state)
+            [binding] = other.rebind("adder")
+            assert binding.vector not in issued
+            issued.add(binding.vector)
+    other.revoke(binding)
+    assert {other.judge(vector) for vector in issued} == {Status.REVOKED}
 
 
 def test_a_binding_that_drains_counts_as_revoked_in_a_snapshot() -> None:
@@ -1063,15 +1157,24 @@ def test_a_damaged_snapshot_is_refused_and_changes_nothing(
     assert through_json(table) == before
 
 
-def test_a_vector_never_goes_to_another_call_through_a_snapshot() -> None:
-    table = VectorTable(seed=1, index_bits=1, tag_bits=1)
-    bind(table)
+@pytest.mark.parametrize("live", [False, True])
+def test_a_vector_never_goes_to_another_call_through_a_snapshot(live: bool) -> None:
+    table = VectorTable(seed=0, index_bits=2, tag_bits=1)
+    wanted = bind(table).vector
+    bind(table, "sub")
     state = through_json(table)
-    other = VectorTable(seed=2, index_bits=1, tag_bits=1)
-    other.revoke(bind(other, "gone"))
-    bind(other)  # Both vectors that there are were issued here.
+    for seed in range(1, 1000):
+        other = VectorTable(seed=seed, index_bits=2, tag_bits=1)
+        first = bind(other, "sub").vector
+        if first == wanted:
+            break
+    if not live:
+        other.rebind("adder")
+    bind(other)
+    before = through_json(other)
     with pytest.raises(VectorError, match="restore into a new machine"):
         other.restore(state)
+    assert through_json(other) == before
 
 
 def test_owners_of_one_name_cannot_be_told_apart() -> None:

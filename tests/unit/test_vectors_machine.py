@@ -237,4 +237,4 @@ class Vectors(RuleBasedStateMachine):
 
 
 TestVectors = Vectors.TestCase
-TestVectors.settings = settings(max_examples=60, stateful_step_count=40)
+TestVectors.settings = settings(max_examples=100, stateful_step_count=40)

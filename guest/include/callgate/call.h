@@ -244,6 +244,7 @@ static inline bool callgate_offers(const struct callgate_device *dev,
 	case CALLGATE_PATH_PIO:
 		return capability->transports & CALLGATE_TRANSPORT_PIO &&
 		       capability->pio_bar < CALLGATE_PCI_BARS &&
+		       dev->bars[capability->pio_bar].io && capability->pio_offset % 4 == 0 &&
 		       callgate_bar_holds(&dev->bars[capability->pio_bar], capability->pio_offset,
 					  CALLGATE_PIO_SIZE);
 	case CALLGATE_PATH_MMIO:

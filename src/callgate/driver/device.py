@@ -21,7 +21,7 @@ from typing import Any
 from callgate import errors
 from callgate.driver.directory import Directory, Entry, GatePlace, find_gate, read_directory
 from callgate.driver.door import DmaMemory, Door
-from callgate.driver.frame import Frame, Reply, known
+from callgate.driver.frame import Frame, Reply
 from callgate.driver.pci import Interrupt, PciFunction
 from callgate.errors import CallError, DeviceError
 from callgate.gate.abi import (
@@ -34,7 +34,6 @@ from callgate.gate.abi import (
     FrameState,
     Status,
     Transport,
-    round_up,
 )
 
 MAX_U64 = (1 << 64) - 1
@@ -58,6 +57,7 @@ _ERRORS: dict[int, type[CallError]] = {
 _REVOKED = int(Status.REVOKED)
 _PREFERENCE = (Transport.POLLED, Transport.HYPERCALL, Transport.PIO, Transport.MMIO)
 _BUFFERS = ("in", "out", "inout")
+_REGISTERS = int(CallFlag.REGISTERS)
 _PLAIN = {"u64", "u32", "u16", "u8"}
 _LOOKUPS = 8
 """Times that a call is looked up anew: a host that rebinds without end must not hold its caller."""
@@ -116,6 +116,7 @@ class GateDevice:
         device, and after its BARs moved."""
         base = self.function.bar(self.place.bar).address + self.place.offset
         self._doorbell = base + self.place.doorbell
+        self._port = self._find_port()
         self.directory: Directory = read_directory(self.function, self.place)
         self.features = self._negotiate()
         if base != self._base:
@@ -133,9 +134,14 @@ class GateDevice:
             self._free = list(reversed(self._frames))
             self._lost: list[Frame] = []
         self._header = door.map(base, HEADER.size)
-        self._port = None
-        if self.place.pio_bar is not None:
-            self._port = self.function.bar(self.place.pio_bar).address + self.place.pio_offset
+
+    def _find_port(self) -> int | None:
+        if self.place.pio_bar is None:
+            return None
+        try:
+            return self.function.bar(self.place.pio_bar).address + self.place.pio_offset
+        except LookupError:  # No address: the doorbell page does the same.
+            return None
 
     def _negotiate(self) -> Feature:
         door = self.function.door
@@ -251,8 +257,9 @@ class GateDevice:
         frame = None
         try:
             slots, payload = self._marshal(entry, arguments, copies)
-            transport = self.choose(self.in_registers(entry))
-            if transport is not Transport.HYPERCALL or not self.in_registers(entry):
+            registers = self.in_registers(entry)
+            transport = self.choose(registers)
+            if transport is not Transport.HYPERCALL or not registers:
                 frame = self._take_frame()
             reply = self.invoke(entry.vector, slots, payload, frame=frame, transport=transport)
             values = _values(entry, reply, frame)
@@ -282,9 +289,9 @@ class GateDevice:
         payload = bytearray()
         for kind, argument in zip(entry.parameter_types, arguments, strict=True):
             if kind == "bytes":
+                payload += bytes(-len(payload) % PAYLOAD_ALIGN)
                 slots.append(len(argument) << 32 | len(payload))
                 payload += argument
-                payload += bytes(round_up(len(payload), PAYLOAD_ALIGN) - len(payload))
             elif kind in _BUFFERS:
                 buffer = argument
                 if not isinstance(argument, DmaMemory):
@@ -292,9 +299,7 @@ class GateDevice:
                 slots += (buffer.gpa, buffer.length)
             else:
                 slots.append(argument & MAX_U64)
-        # The last one's padding would not fit a payload that is full.
-        end = max((slot >> 32) + (slot & ONES) for slot in slots) if payload else 0
-        return tuple(slots), bytes(payload[: min(end, len(payload))])
+        return tuple(slots), bytes(payload)
 
     # --- buffers ---------------------------------------------------------------------------------
 
@@ -345,10 +350,9 @@ class GateDevice:
 
     def in_registers(self, entry: Entry) -> bool:
         """Whether a hypercall's registers can carry this call."""
-        slots = max(entry.arguments, entry.results)
-        return slots <= self.function.door.register_slots and bool(
-            entry.flags & CallFlag.REGISTERS
-        )
+        room = self.function.door.register_slots
+        fits = entry.arguments <= room and entry.results <= room
+        return fits and bool(int(entry.flags) & _REGISTERS)
 
     def choose(self, registers: bool) -> Transport:
         """The cheapest transport that is offered for a call that fits `registers`, or does not."""

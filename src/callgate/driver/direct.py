@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from callgate.driver.door import DmaMemory
+from callgate.errors import DmaError
 from callgate.gate.abi import MAX_REGISTER_VALUES, Instruction, Status, round_up
 
 if TYPE_CHECKING:
@@ -32,8 +33,9 @@ class DirectDoor:
         self._ecam = machine.board.ecam.base
         self._slots = threading.local()
         self._lock = threading.Lock()
-        ram = machine.memory.slots[0]
+        ram = next(slot for slot in machine.memory.slots if slot.gpa == machine.board.ram)
         self._next, self._end = ram.gpa + ram.length // 2, ram.end
+        self.register_slots = machine.router.slots
         self.read = self._bus.mem_read
         self.write = self._bus.mem_write
         self.io_read = self._bus.io_read
@@ -79,9 +81,10 @@ class DirectDoor:
             if ram is not None and address + length <= found.end:
                 start = address - found.base
                 return ram[start : start + length]
-        if self._memory.overlaps(address, length):
+        try:
             return self._memory.map(address, length, write=True)
-        return None
+        except DmaError:
+            return None
 
     def allocate(self, length: int) -> DmaMemory:
         """See `Door`; from the upper half of RAM, and never given back: drivers are short-lived."""

@@ -22,7 +22,6 @@ from callgate.gate.abi import (
     HEADER_SIGNATURE,
     MAX_VALUES,
     MIN_FRAME_SIZE,
-    NO_BAR,
     PAGE,
     CallFlag,
     Feature,
@@ -99,14 +98,18 @@ def find_gate(function: PciFunction) -> GatePlace | None:
         doorbell = found["doorbell_offset"]
         if found["bar"] > 5 or end > 1 << 32 or doorbell + PAGE > found["gate_length"]:
             raise NotAGate(f"{function}: the gate's capability contradicts itself")
+        pio_bar = found["pio_bar"] if found["pio_bar"] <= 5 else None
+        transports = Transport(found["transports"] & 0xF)
+        if pio_bar is None:
+            transports &= ~Transport.PIO
         return GatePlace(
             bar=found["bar"],
             offset=found["gate_offset"],
             length=found["gate_length"],
             doorbell=doorbell,
-            transports=Transport(found["transports"] & 0xF),
+            transports=transports,
             instruction=Instruction(found["instruction"] if found["instruction"] <= 5 else 0),
-            pio_bar=None if found["pio_bar"] == NO_BAR else found["pio_bar"] % 6,
+            pio_bar=pio_bar,
             pio_offset=found["pio_offset"],
             selector=found["selector"],
         )
@@ -124,8 +127,9 @@ def read_directory(function: PciFunction, place: GatePlace) -> Directory:
         mapped = function.door.map(base + offset, length)
         if mapped is not None:
             return bytes(mapped)
-        words = (function.door.read(base + offset + step, 4) for step in range(0, length + 3, 4))
-        return b"".join(word.to_bytes(4, "little") for word in words)[:length]
+        first, end = offset & ~7, offset + length
+        words = (function.door.read(base + at, 8) for at in range(first, end, 8))
+        return b"".join(word.to_bytes(8, "little") for word in words)[offset - first :][:length]
 
     for _ in range(_TRIES):
         header = HEADER.unpack(copy(0, HEADER.size))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from callgate.gate.abi import Instruction, Status
+from callgate.gate.abi import Instruction
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,10 @@ class DmaMemory:
 class Door(Protocol):
     """A driver's access to its machine."""
 
+    @property
+    def register_slots(self) -> int:
+        """Slots that a hypercall's registers carry: 6, or 3 in 32-bit code."""
+
     def functions(self) -> Iterator[int]:
         """PCI functions that answer, as bus << 8 | device << 3 | function."""
 
@@ -36,10 +40,10 @@ class Door(Protocol):
         """Write 1, 2 or 4 bytes of config space."""
 
     def read(self, address: int, size: int) -> int:
-        """Load 1, 2, 4 or 8 bytes."""
+        """Load 1, 2, 4 or 8 bytes; 8 may be two loads, the lower half first."""
 
     def write(self, address: int, size: int, value: int) -> None:
-        """Store 1, 2, 4 or 8 bytes."""
+        """Store 1, 2, 4 or 8 bytes; 8 may be two stores, the lower half first."""
 
     def io_read(self, port: int, size: int) -> int:
         """Read 1, 2 or 4 bytes from an I/O port."""
@@ -49,8 +53,11 @@ class Door(Protocol):
 
     def hypercall(
         self, instruction: Instruction, selector: int, vector: int, slots: tuple[int, ...]
-    ) -> tuple[Status, tuple[int, ...]]:
-        """Execute the trap instruction in register form: (status, all six result slots)."""
+    ) -> tuple[int, tuple[int, ...]]:
+        """Execute the trap instruction in register form: (status, result slots).
+
+        There may be more slots than the call has results; what is in those means nothing.
+        """
 
     def map(self, address: int, length: int) -> memoryview | None:
         """Plain memory at `address`, without a copy, or None where this door cannot."""

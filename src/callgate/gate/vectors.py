@@ -415,7 +415,7 @@ class VectorTable:
         """
         with self._lock:
             self._denied.add((owner, name))
-            self._filter(owner)
+            self._filter()
             calls = []
             if drain:
                 calls = self._drain(
@@ -432,7 +432,7 @@ class VectorTable:
         """Undo `deny` with the same arguments. A call runs when neither form denies it."""
         with self._lock:
             self._denied.discard((owner, name))
-            self._filter(owner)
+            self._filter()
 
     def limit(
         self,
@@ -469,7 +469,7 @@ class VectorTable:
         with self._lock:
             self._denied = {key for key in self._denied if key[0] != owner}
             self._quotas = {key: value for key, value in self._quotas.items() if key[0] != owner}
-            self._filter(owner)
+            self._filter()
 
     # Snapshot
 
@@ -623,10 +623,10 @@ class VectorTable:
         owner = binding.owner
         return (owner, None) in self._denied or (owner, binding.name) in self._denied
 
-    def _filter(self, owner: Hashable) -> None:
+    def _filter(self) -> None:
         for binding in self.live.values():
             # BUSY means draining, which is stronger than denied.
-            if binding.owner == owner and binding.refusal is not BUSY:
+            if binding.refusal is not BUSY:
                 binding.refusal = DENIED if self._denies(binding) else None
 
     def _by_name(self) -> dict[tuple[str, str], Binding]:

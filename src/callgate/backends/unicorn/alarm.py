@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""A thread that stops the emulator when something is due, and the place where the CPU's sleeps.
+"""Wakes the CPU's thread, out of the emulator or out of its sleep, when it is wanted or due.
 
-The emulator runs in C and looks at nothing. Whoever wants its thread asks for it (`ring`); a timer
-that comes due asks too, and so does the clock after `PATIENCE` seconds of one run, since Python can
-see a signal (Ctrl-C) only when C returns.
-
-    CPU's thread      begin() [ emulator ........... ] end()   sleep() ........
-    alarm's thread    wait until due, rung or impatient: stop() until end()
+The emulator runs in C and looks at nothing but the brake. A thread pulls it when a timer is due,
+and every `PATIENCE` seconds, since Python can see a signal (Ctrl-C) only when C returns.
 """
 
 from __future__ import annotations
@@ -17,29 +13,25 @@ import time
 from collections.abc import Callable
 
 PATIENCE = 0.05
-_INSIST = 0.0005
-"""Seconds between two stops. The library forgets one that came before it began to execute."""
 
 
 class Alarm:
-    """`stop` stops the emulator; `due` says when that has to be, by `time.monotonic`."""
+    """`pull` stops the emulator; `due` says when that is wanted, by `time.monotonic`."""
 
-    def __init__(self, stop: Callable[[], None], due: Callable[[], float]) -> None:
-        self._stop = stop
+    def __init__(self, pull: Callable[[], None], due: Callable[[], float]) -> None:
+        self._pull = pull
         self._due = due
         self._condition = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._rung = False
-        self._closed = False
-        self._wakes = math.inf
-        """When the thread looks next. Infinite also while it is awake: it is told more often than it
-        need be, but never too seldom."""
-        self._run = 0
-        """Odd while the emulator runs; another number for each run."""
         self._active = False
+        self._closed = False
+        self._rung = False
+        self._wakes = math.inf
+        """When the thread looks next. Infinite also while it is awake: so it is told more often than
+        needed, but never too seldom."""
 
     def __enter__(self) -> Alarm:
-        """Runs begin and end from here on."""
+        """Begin to watch: the emulator runs, with pauses, until the end of the `with` block."""
         with self._condition:
             self._active = True
             if self._thread is None:
@@ -60,35 +52,30 @@ class Alarm:
             self._condition.notify_all()
         if self._thread is not None:
             self._thread.join()
-            self._thread = None
 
     def ring(self) -> None:
-        """Let the CPU's thread come back from emulator or sleep soon. From any thread."""
+        """Wake the CPU's thread. From any thread."""
+        self._pull()
         with self._condition:
             self._rung = True
             self._condition.notify_all()
 
+    def quiet(self) -> None:
+        """Take note: what rang before this is about to be looked at."""
+        self._rung = False
+
     def look(self) -> None:
-        """Ask `due` again: it has changed. From any thread."""
+        """Ask `due` again, since it may be sooner now. From any thread."""
         with self._condition:
             self._condition.notify_all()
 
-    def begin(self) -> None:
-        """The emulator is about to run."""
-        self._run += 1
+    def before_run(self) -> None:
+        """Make sure that the thread knows of what is due: the emulator is about to run."""
         if self._due() < self._wakes:
             self.look()
 
-    def end(self) -> None:
-        """The emulator has stopped; what rang until now is answered by that."""
-        self._run += 1
-
-    def quiet(self) -> None:
-        """What rang is being answered: called before looking at what there is to do."""
-        self._rung = False
-
     def sleep(self) -> bool:
-        """Sleep until it is rung or `due`; False if neither can ever be."""
+        """Sleep until it rings or is due; False, at once, if it could never be."""
         with self._condition:
             while not self._rung:
                 due = self._due()
@@ -103,27 +90,20 @@ class Alarm:
     def _watch(self) -> None:
         while True:
             with self._condition:
+                self._wakes = math.inf
                 if self._closed:
                     return
-                run = self._run
-                wakes = math.inf
-                if self._active and not self._rung:
-                    wakes = min(time.monotonic() + PATIENCE, self._due())
-                if not (self._active and self._rung):
-                    self._wakes = wakes
-                    left = wakes - time.monotonic()
-                    if left > 0:
-                        self._condition.wait(None if wakes == math.inf else left)
-                    self._wakes = math.inf
-                impatient = run == self._run and time.monotonic() >= wakes
-                wanted = self._rung or impatient or self._due() <= time.monotonic()
-            if wanted and self._active:
-                self._insist()
-
-    def _insist(self) -> None:
-        run = self._run
-        if run % 2 == 0:
-            time.sleep(_INSIST)
-        while run % 2 and run == self._run:
-            self._stop()
-            time.sleep(_INSIST)
+                if not self._active:
+                    self._condition.wait()
+                    continue
+                wakes = min(time.monotonic() + PATIENCE, self._due())
+                self._wakes = wakes
+                left = wakes - time.monotonic()
+                if left > 0:
+                    self._condition.wait(left)
+                self._wakes = math.inf
+            if time.monotonic() >= wakes:
+                self._pull()
+                if self._due() <= wakes:
+                    # The CPU's thread is at it, and may take its time in a handler.
+                    time.sleep(0.001)

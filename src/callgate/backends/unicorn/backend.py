@@ -6,9 +6,8 @@
       +-- the guest waits --> sleep until something rings or is due
       +-- else ------------> run, until a hook, the alarm or the guest itself ends it
 
-A run ends by itself when the guest executes HLT or WFI. It ends on request at the end of a block of
-instructions, so at an instruction's boundary. A request that comes with a HLT wakes it: the library
-does not tell the two apart.
+A run ends by itself when the guest executes HLT or WFI, and between two blocks of instructions when
+the brake was pulled.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ from callgate.backends.base import Backend, Budget
 from callgate.backends.system import System
 from callgate.backends.unicorn.alarm import Alarm
 from callgate.backends.unicorn.arm import AArch64
-from callgate.backends.unicorn.counter import InstructionCounter
 from callgate.backends.unicorn.engine import Engine, EngineError
+from callgate.backends.unicorn.hostcode import Brake, InstructionCounter
 from callgate.backends.unicorn.memory import AddressSpace
 from callgate.backends.unicorn.ports import Ports
 from callgate.backends.unicorn.processor import Processor, Traps
@@ -69,15 +68,14 @@ class Unicorn(Backend):
         self._space: AddressSpace
         self._ports: Ports | None
         self._counter: InstructionCounter
-        self._alarm = Alarm(self._stop_engine, self._due)
+        self._brake: Brake
+        self._alarm = Alarm(self._pull, self._due)
         self._thread = 0
         """The thread that is in `run`, or 0."""
         self._deadline = math.inf
         self._held_until = math.inf
         self._stopping = False
         self._woken = False
-        self._asked = False
-        """Whether somebody asked for the end of the run under way."""
         self._waiting = False
         """Whether the guest waits for an interrupt."""
         self._error: BaseException | None = None
@@ -98,6 +96,7 @@ class Unicorn(Backend):
         self._space = AddressSpace(engine, self.system, extra, self._fail, self._break_off)
         x86 = self.system.board.is_x86
         self._ports = Ports(engine, self.system, self._space, self._fail) if x86 else None
+        self._brake = Brake(engine)
         self._counter = InstructionCounter(engine)
         self._processor.pc = entry
         self._waiting = self._woken = self._stopping = False
@@ -156,13 +155,14 @@ class Unicorn(Backend):
         if self._engine is not None:
             self._engine.close()
             self._engine = None
-            del self._processor, self._space, self._ports, self._counter
+            del self._processor, self._space, self._ports, self._brake, self._counter
 
     # --- between two runs ------------------------------------------------------------------------
 
     def _look(self, budget: Budget) -> bool:
         """Do what there is to do; True when `run` is to return."""
         self._alarm.quiet()
+        self._brake.release()
         self._raise_error()
         if self.system.timers.run_due():
             self._woken = True
@@ -206,13 +206,11 @@ class Unicorn(Backend):
         limit = budget.instructions or 0
         pc = self._processor.pc
         self._counter.reset()
-        self._asked = False
         space.safe = False
-        alarm.begin()
+        alarm.before_run()
         try:
             status = engine.run(pc, limit)
         finally:
-            alarm.end()
             space.safe = True
         done = limit
         if limit:
@@ -222,7 +220,7 @@ class Unicorn(Backend):
             self._raise_error()
             sentence = _SENTENCES.get(status, f"The guest cannot go on: {EngineError(status)}")
             raise self._processor.stopped(sentence)
-        self._waiting = not self._asked and self._error is None and (not limit or done < limit)
+        self._waiting = not self._brake.stopped and (not limit or done < limit)
 
     def _due(self) -> float:
         due = self._deadline
@@ -237,21 +235,19 @@ class Unicorn(Backend):
     def _break_off(self) -> None:
         """Ask for the end of the run, or of the sleep, that is under way."""
         if get_ident() == self._thread:
-            self._stop_engine()
+            self._pull()
         else:
             self._alarm.ring()
 
-    def _stop_engine(self) -> None:
-        engine = self._engine
-        if engine is not None:
-            self._asked = True
-            engine.stop()
+    def _pull(self) -> None:
+        if self._engine is not None:
+            self._brake.pull()
 
     def _fail(self, error: BaseException) -> None:
         """Take an exception that left a hook; it comes out of `run`. The first one counts."""
         if self._error is None:
             self._error = error
-        self._stop_engine()
+        self._pull()
 
     def _raise_error(self) -> None:
         error, self._error = self._error, None

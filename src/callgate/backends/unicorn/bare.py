@@ -70,7 +70,9 @@ def run_bare(
     try:
         emulator.emu_start(entry, 0)
     except UcError as error:
-        raise GuestError(f"The bare guest must end by its last mark, and stopped: {error}") from None
+        raise GuestError(
+            f"The bare guest must end by its last mark, and stopped: {error}"
+        ) from None
     if left:
         raise GuestError(f"The bare guest must come to {marks} marks, and came to {marks - left}")
 

@@ -73,6 +73,8 @@ def _raw(name: str) -> Any:
     return _PROTOTYPE(ctypes.cast(getattr(_library, name), c_void_p).value or 0)
 
 
+STOP: int = ctypes.cast(_library.uc_emu_stop, c_void_p).value or 0
+"""Where the library's `uc_emu_stop` is."""
 _read_batch = _raw("uc_reg_read_batch")
 _write_batch = _raw("uc_reg_write_batch")
 _COUNTS = tuple(c_int(count) for count in range(64))
@@ -138,10 +140,7 @@ class Engine:
         return error
 
     def stop(self) -> None:
-        """Let `run` return at the end of the block of instructions that is being executed.
-
-        From any thread. Without effect if `run` has not begun to execute.
-        """
+        """Let `run` return. Only from a hook at an instruction's start: see hostcode.py."""
         self._emu_stop(self.handle)
 
     # --- hooks -----------------------------------------------------------------------------------

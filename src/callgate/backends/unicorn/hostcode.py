@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: MIT
+"""Hooks that are called so often that they are host code: the brake and the instruction counter.
+
+The library's own stop, `uc_emu_stop`, is not to be used from elsewhere: it takes effect behind the
+next load or store, in the middle of an instruction, and that instruction is executed again when the
+emulator goes on. "incl (mem)" then counts twice, a device register is written twice. So all stops
+go through the brake: a hook at the start of each block of instructions, where the library stops well.
+
+On a host for which there is no code here, Python functions do the same, and the guest is slow.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import platform
+from ctypes import c_uint32, c_uint64
+
+from unicorn import unicorn_const as uc
+
+from callgate.backends.unicorn.engine import ON_CODE, STOP, Callback, Engine
+
+# System V ABI: rdi is the engine, rcx what the hook was given as its pointer.
+_BRAKE = {
+    "x86_64": b"\xf3\x0f\x1e\xfa"  #                       endbr64
+    b"\x83\x39\x00"  #                                     cmp    dword [rcx], 0
+    b"\x75\x01"  #                                         jne    1f
+    b"\xc3"  #                                             ret
+    b"\xc7\x41\x04\x01\x00\x00\x00"  #                  1: mov    dword [rcx + 4], 1
+    b"\x48\xb8"
+    + STOP.to_bytes(8, "little")  #          mov    rax, uc_emu_stop
+    + b"\xff\xe0",  #                                        jmp    rax
+}
+_COUNTER = {
+    "x86_64": b"\xf3\x0f\x1e\xfa"  #                       endbr64
+    b"\x48\xff\x01"  #                                     inc    qword [rcx]
+    b"\xc3",  #                                            ret
+}
+HOST = platform.machine()
+
+
+class Brake:
+    """Stops the emulator at the next block of instructions, for as long as it is pulled.
+
+    `pull` may be called from any thread, and at any time: a stop is never lost.
+    """
+
+    def __init__(self, engine: Engine, host: str = HOST) -> None:
+        self._engine = engine
+        self._words = (c_uint32 * 2)()
+        self._code, callback = _callback(_BRAKE.get(host), self._look)
+        engine.hook(uc.UC_HOOK_BLOCK, callback, pointer=ctypes.addressof(self._words))
+
+    def pull(self) -> None:
+        """Let the run end, and every later one, before its next block."""
+        self._words[0] = 1
+
+    def release(self) -> None:
+        """Let the next run go on."""
+        self._words[0] = self._words[1] = 0
+
+    @property
+    def pulled(self) -> bool:
+        """Whether it was pulled since the last `release`."""
+        return bool(self._words[0])
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it ended a run since the last `release`."""
+        return bool(self._words[1])
+
+    def _look(self, _: int, __: int, ___: int, ____: int) -> None:
+        if self._words[0]:
+            self._words[1] = 1
+            self._engine.stop()
+
+
+class InstructionCounter:
+    """Counts instructions while it is switched on.
+
+    The library stops after a number of them, but does not say how many there were when something
+    else stopped it first.
+    """
+
+    def __init__(self, engine: Engine, host: str = HOST) -> None:
+        self._engine = engine
+        self._count = c_uint64()
+        self._hook: int | None = None
+        self._code, self._callback = _callback(_COUNTER.get(host), self._step)
+
+    @property
+    def value(self) -> int:
+        """Instructions begun since the last `reset`."""
+        return self._count.value
+
+    def reset(self) -> None:
+        """Count from 0 again."""
+        self._count.value = 0
+
+    def switch(self, on: bool) -> None:
+        """Count, or do not, which is quicker. Between runs only."""
+        if on and self._hook is None:
+            self._hook = self._engine.hook(
+                uc.UC_HOOK_CODE, self._callback, pointer=ctypes.addressof(self._count)
+            )
+        elif not on and self._hook is not None:
+            self._engine.unhook(self._hook)
+            self._hook = None
+
+    def _step(self, _: int, __: int, ___: int, ____: int) -> None:
+        self._count.value += 1
+
+
+def _callback(code: bytes | None, function: Callback) -> tuple[mmap.mmap | None, Callback]:
+    """What the library calls, and the memory that must live as long."""
+    if code is None:
+        return None, ON_CODE(function)
+    page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    page.write(code)
+    return page, ON_CODE(ctypes.addressof(ctypes.c_char.from_buffer(page)))
