@@ -4,9 +4,10 @@
 
     python guest/build.py [NAME...]      all, or the guests of these names
 
-Sources are examples/*/guest.c, guest/bare/{agent,bench}.c and tests/guest/*.c; a guest is named after
-its folder (examples) or its file. Results are build/guest/ARCHITECTURE/NAME.elf, and the C headers of
-their devices in build/guest/include. What is newer than all it is made of is left alone.
+Sources are examples/*/guest.c with the device.py beside it, tests/guest/*.c with a device file of
+the same name, and guest/bare/{agent,bench}.c; a guest is named after its folder (examples) or its
+file. Results are build/guest/ARCHITECTURE/NAME.elf, and the C headers of their devices in
+build/guest/include. What is newer than all it is made of is left alone.
 
 The compiler is the PyPI package ziglang: one clang and lld for all architectures.
 """
@@ -86,10 +87,15 @@ def guests() -> list[Guest]:
         Guest("bench", BARE / "bench.c", ROOT / "src" / "callgate" / "bench" / "device.py"),
     ]
     for source in sorted(ROOT.glob("examples/*/guest.c")):
-        device = source.with_name("device.py")
-        found.append(Guest(source.parent.name, source, device if device.exists() else None))
-    found += [Guest(source.stem, source) for source in sorted(ROOT.glob("tests/guest/*.c"))]
+        found.append(Guest(source.parent.name, source, existing(source.with_name("device.py"))))
+    for source in sorted(ROOT.glob("tests/guest/*.c")):
+        found.append(Guest(source.stem, source, existing(source.with_suffix(".py"))))
     return found
+
+
+def existing(path: Path) -> Path | None:
+    """`path`, if there is such a file."""
+    return path if path.exists() else None
 
 
 def is_current(result: Path, sources: list[Path]) -> bool:
@@ -151,7 +157,7 @@ def compile_guest(architecture: Architecture, guest: Guest, result: Path) -> Non
 
 def shown(path: Path) -> str:
     """A path as one reads it in the repository."""
-    return path.relative_to(ROOT).as_posix()
+    return (path.relative_to(ROOT) if path.is_relative_to(ROOT) else path).as_posix()
 
 
 def build(names: list[str]) -> None:

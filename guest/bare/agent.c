@@ -160,11 +160,14 @@ static bool config(const struct line *line)
 	const uint16_t function = (uint16_t)line->word[0];
 	const unsigned int offset = (unsigned int)line->word[1];
 	const unsigned int size = (unsigned int)line->word[2];
+	uint32_t value;
 
 	if (!good_size(line->word[2], 4))
 		return false;
-	if (line->command == 'c')
-		return answer(callgate_pci_read(function, offset, size) & UINT32_MAX >> (32 - 8 * size));
+	if (line->command == 'c') {
+		value = callgate_pci_read(function, offset, size);
+		return answer(value & UINT32_MAX >> (32 - 8 * size));
+	}
 	callgate_pci_write(function, offset, size, (uint32_t)line->word[3]);
 	return done();
 }

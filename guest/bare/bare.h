@@ -3,7 +3,7 @@
  *
  *	start.S        the first instructions: stack, processor state, then bare_start()
  *	bare.c         start and end of a program
- *	board.h        one board: console, exit, config space, where BARs go (one for each processor)
+ *	board.h        the board of one processor: console, exit, config space, where BARs go
  *	messages.c     interrupt messages (pc/ by the local APIC, virt/ a word in RAM)
  *	environment.c  <callgate/environment.h> on the board
  *	stdio.c string.c

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Calls: typed methods of a device that a guest reaches by a vector (docs/abi.md, sections 4 and 5).
+"""Calls: typed methods of a device that a guest reaches by a vector (docs/abi.md, 4 and 5).
 
     @call
     def add(self, a: u64, b: u64) -> u64: ...
@@ -13,6 +13,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import inspect
+import operator
 import sys
 import typing
 from collections.abc import Callable, Iterator
@@ -361,7 +362,8 @@ def call(function: Any = None, /, *, one_way: bool = False, name: str | None = N
         body = sys._getframe(depth).f_locals
         if not hasattr(function, "__name__"):
             raise DeclarationError(
-                f"{body.get('__qualname__', '?')}: @call must stand above a method, not {function!r}"
+                f"{body.get('__qualname__', '?')}: @call must stand above a method, "
+                f"not {function!r}"
             )
         if isinstance(body.get(function.__name__), Call):
             raise DeclarationError(
@@ -477,10 +479,13 @@ def _refuse_value(name: str, kind: str, value: int) -> None:
     raise CallRefused(Status.BAD_VALUE, f"{name} must be a {kind}, not {value:#x}")
 
 
-def _misfit(call: Call, value: object, number: bool = False) -> int:
-    """Refuse a result; an int in disguise (IntEnum, bool, NumPy's integers) is taken as its number."""
-    if number and hasattr(value, "__index__"):
-        return value.__index__()  # type: ignore[no-any-return]
+def _misfit(call: Call, value: Any, number: bool = False) -> int:
+    """Refuse a result; an int in disguise (IntEnum, bool, NumPy's scalars) is taken as its number."""
+    if number:
+        if hasattr(value, "item") and not getattr(value, "ndim", 0):
+            value = value.item()  # NumPy's bool is not an integer, but has one.
+        if hasattr(value, "__index__"):
+            return operator.index(value)
     shown = repr(value)
     raise ResultMisfit(
         f"{call.name} must return what its annotation says, {call.text.partition('->')[2]}, "

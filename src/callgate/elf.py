@@ -146,8 +146,8 @@ def _symbols(file: Any) -> tuple[Symbol, ...]:
     found: dict[int, Symbol] = {}
     table = file.get_section_by_name(".symtab")
     for symbol in table.iter_symbols() if table is not None else ():
-        # $x and $d mark code and data to disassemblers (ELF for the Arm Architecture, 4.5.4).
-        if symbol["st_shndx"] in ("SHN_UNDEF", "SHN_ABS") or symbol.name.startswith("$"):
+        # Some are the assembler's own: $x and $d (ELF for the Arm Architecture, 4.5.4), .L0.
+        if symbol["st_shndx"] in ("SHN_UNDEF", "SHN_ABS") or symbol.name.startswith(("$", ".")):
             continue
         if symbol.name and symbol["st_info"]["type"] in ("STT_FUNC", "STT_NOTYPE", "STT_OBJECT"):
             new = Symbol(symbol["st_value"], symbol["st_size"], symbol.name)

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
 
+from callgate.backends.board import BOARDS
 from callgate.device import Device
-from callgate.errors import CallgateError, LoadError
+from callgate.errors import BackendError, CallgateError, LoadError
 
 
 class DeviceFileBug(Exception):
@@ -49,7 +51,7 @@ def load_device_class(place: str | Path) -> type[Device]:
 
 
 def _execute(path: Path) -> ModuleType:
-    name = f"callgate_device_{path.parent.name}_{path.stem}".replace("-", "_")
+    name = "callgate_device" + re.sub(r"\W", "_", str(path.resolve().with_suffix("")))
     if path.suffix != ".py" or not path.is_file():
         raise LoadError(f"{path} must be a Python file that exists")
     spec = importlib.util.spec_from_file_location(name, path)
@@ -63,6 +65,11 @@ def _execute(path: Path) -> ModuleType:
         if isinstance(error, SyntaxError):  # In the file, or in one that it imports.
             where = f"{error.filename or path}" + (f", line {error.lineno}" if error.lineno else "")
             raise LoadError(f"{where}, must be Python: {error.msg}") from None
+        if isinstance(error, SystemExit):
+            raise LoadError(
+                f"{path} must do nothing but define devices when it is imported, and it ended the "
+                'program: put that below `if __name__ == "__main__":`'
+            ) from None
         if isinstance(error, CallgateError) or not isinstance(error, Exception):
             raise
         raise DeviceFileBug(str(path)) from error
@@ -71,7 +78,10 @@ def _execute(path: Path) -> ModuleType:
 
 def find_guest(device_file: Path, arch: str) -> Path:
     """The guest program that belongs to a device file: build/guest/ARCH/FOLDER.elf, where FOLDER is
-    the file's folder and `build` stands beside it or above. Raises LoadError when there is none."""
+    the file's folder and `build` stands beside it or above. Raises LoadError when there is none, and
+    BackendError for an architecture that does not exist."""
+    if arch not in BOARDS:
+        raise BackendError(f"The architecture must be one of {', '.join(BOARDS)}, not {arch!r}")
     folder = device_file.resolve().parent
     for above in (folder, *folder.parents):
         candidate = above / "build" / "guest" / arch / f"{folder.name}.elf"

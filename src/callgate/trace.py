@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class Event:
     """`read`, `write`, `call`, `config read`, `config write`, `interrupt`."""
     name: str
     """Register, call or place by name."""
-    arguments: tuple[object, ...]
+    arguments: tuple[Any, ...]
     """Of a call: its arguments; of a write: the value."""
     result: str
     """What came back, readable; empty when nothing does."""
@@ -26,13 +26,14 @@ class Event:
 
     def __str__(self) -> str:
         shown = ", ".join(_short(argument) for argument in self.arguments)
-        what = {
-            "call": f"{self.name}({shown})",
-            "read": f"{self.name}",
-            "write": f"{self.name} = {shown}",
-        }.get(self.kind, f"{self.name} {shown}".rstrip())
+        if self.kind == "call":
+            what = f"{self.name}({shown})"
+        elif self.arguments:
+            what = f"{self.name} = {self.arguments[0]:#x}"
+        else:
+            what = self.name
         answer = f" -> {self.result}" if self.result else ""
-        return f"{self.device:<12} {self.kind:<9} {what}{answer}  [{self.seconds * 1e6:.1f} us]"
+        return f"{self.device:<12} {self.kind:<12} {what}{answer}  [{self.seconds * 1e6:.1f} us]"
 
 
 Trace: TypeAlias = Callable[[Event], None]

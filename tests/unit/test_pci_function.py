@@ -581,8 +581,8 @@ def test_what_crosses_the_boundary_is_traced() -> None:
         ("interrupt", "done", (), ""),
         ("write", "start", (1,), ""),
         ("read", "registers + 0x40", (), "0xffffffff"),
-        ("config read", "0x00", (), "0x10f11af4"),
-        ("config write", "0x04", (2,), ""),
+        ("config read", "vendor id", (), "0x10f11af4"),
+        ("config write", "command", (2,), ""),
     ]
 
 

@@ -4,6 +4,7 @@
 import logging
 from collections.abc import Callable
 from enum import IntEnum
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import numpy
@@ -146,7 +147,7 @@ def test_every_bit_follows_its_kind(
     body: dict[str, Any] = {"id": ID, "control": control}
     bits: list[Access] = [base] * 32
     cuts.sort()
-    for number, (low, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
+    for number, (low, end) in enumerate(pairwise(cuts)):
         kind = kinds[number]
         if kind is not None:
             body[f"f{number}"] = Field(control, low, end - 1, access=kind)
@@ -303,7 +304,7 @@ def test_each_register_under_a_wide_read_is_asked_once(hooks: Hooks) -> None:
     assert hooks.log == ["read"]
 
 
-def test_a_read_that_is_refused_asks_no_register(hooks: Hooks) -> None:
+def test_a_read_that_is_refused_asks_no_register() -> None:
     class Last(Device):
         id = ID
         window = Bar(0, 16)
@@ -332,7 +333,7 @@ def test_on_write_is_told_the_whole_register_for_a_partial_write(hooks: Hooks) -
     assert hooks.log == [(0x0F, 0xF0)]
 
 
-def test_a_write_over_two_registers_runs_both_hooks_in_order(hooks: Hooks) -> None:
+def test_a_write_over_two_registers_runs_both_hooks_in_order() -> None:
     class Two(Device):
         id = ID
         a = Register(0)

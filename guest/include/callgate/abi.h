@@ -18,7 +18,7 @@
 #define CALLGATE_VERSION               0x10000u     /* major << 16 | minor */
 #define CALLGATE_CAPABILITY_SIGNATURE  0x54414743u  /* "CGAT" */
 #define CALLGATE_HEADER_SIGNATURE      0x44484743u  /* "CGHD" */
-#define CALLGATE_MAX_VALUES            12u          /* argument slots, and result slots, of a frame */
+#define CALLGATE_MAX_VALUES            12u          /* argument and result slots of a frame */
 #define CALLGATE_MAX_REGISTER_VALUES   6u           /* of a hypercall in 64-bit code */
 #define CALLGATE_NO_BAR                0xffu
 #define CALLGATE_NO_INTERRUPT          0xffffu
@@ -137,7 +137,8 @@ struct callgate_capability {
 	uint8_t pio_bar;           /* 0x1a index of the I/O BAR of the pio doorbell, or 0xff */
 	uint8_t reserved;          /* 0x1b 0 */
 	uint32_t pio_offset;       /* 0x1c of the pio doorbell in that BAR, bytes */
-	uint32_t selector;         /* 0x20 what a hypercall puts in the platform's function register */
+	/* 0x20 what a hypercall puts in the platform's function register */
+	uint32_t selector;
 	uint16_t frame_count;      /* 0x24 frames of the gate */
 	uint16_t entry_count;      /* 0x26 directory entries, free ones included */
 };
@@ -167,7 +168,8 @@ struct callgate_header {
 	uint16_t version_minor;     /* 0x04 highest ABI version offered: minor */
 	uint16_t version_major;     /* 0x06 and major */
 	uint32_t features;          /* 0x08 enum callgate_feature bits offered */
-	uint32_t generation;        /* 0x0c changes with every binding; odd while the host rewrites */
+	/* 0x0c changes with every binding; odd while the host rewrites */
+	uint32_t generation;
 	uint8_t uuid[16];           /* 0x10 the device's ABI, a UUID in RFC 9562 byte order */
 	uint32_t device_version;    /* 0x20 of that ABI */
 	uint32_t directory_offset;  /* 0x24 from the header's start */

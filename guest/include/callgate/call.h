@@ -94,8 +94,8 @@ static inline int callgate_open(struct callgate_device *dev, struct callgate_cal
 	return CALLGATE_OK;
 }
 
-/* After a reset of the device its doorbell has another vector, and what was negotiated is forgotten:
- * open the gate again if so.
+/* After a reset of the device its doorbell has another vector, and what was negotiated is
+ * forgotten: open the gate again if so.
  */
 static inline int callgate_refresh(struct callgate_device *dev)
 {
@@ -461,7 +461,9 @@ static inline int callgate_post(struct callgate_device *dev, const struct callga
 			     CALLGATE_FRAME_FLAG_ONE_WAY);
 }
 
-/* Ring for a one-way call without arguments by its vector alone (section 6.5): no frame, no answer. */
+/* Ring for a one-way call without arguments by its vector alone (section 6.5): no frame, and no
+ * answer.
+ */
 static inline int callgate_notify(struct callgate_device *dev, const struct callgate_call *call)
 {
 	const struct callgate_capability *capability = &dev->capability;

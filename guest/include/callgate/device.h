@@ -20,7 +20,7 @@
  * negative, or an enum callgate_status.
  */
 enum callgate_error {
-	CALLGATE_ABSENT = -1,      /* no such device, call, interrupt or frame; or it is not bound */
+	CALLGATE_ABSENT = -1,      /* no such device, call, interrupt or frame, or not bound */
 	CALLGATE_MISMATCH = -2,    /* built for another ABI than the device has */
 	CALLGATE_MALFORMED = -3,   /* what the host wrote contradicts itself */
 	CALLGATE_GONE = -4,        /* the device reads all ones */

@@ -2,29 +2,41 @@
 """The commands. Each says in its help what it does, with an example.
 
 Exit codes: the guest's own for `run`; 2 for what the user can mend, told in one sentence; 1 for a bug
-in a device model, shown as its own traceback; 130 for Ctrl-C.
+in a device model, shown as its own traceback, and for a demo that went wrong; 130 for Ctrl-C.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
+import os
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.main import get_command
 
 from callgate.device import Device
-from callgate.errors import CallgateError
+from callgate.errors import BackendError, CallgateError
 from callgate.load import DeviceFileBug, find_guest, load_device_class
 from callgate.report import user_traceback
+
+if TYPE_CHECKING:
+    from callgate.trace import Event
+
+WRONG_USE = 2
+INTERRUPTED = 130
+NOBODY_READS = 141
+"""What a shell says of a process that a closed pipe ended."""
 
 app = typer.Typer(
     name="callgate",
     help="Write a PCI device in Python; any guest, on any hypervisor, can call it.",
-    no_args_is_help=True,
     add_completion=False,
-    pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 
@@ -40,21 +52,36 @@ Files = Annotated[
 def run_app(arguments: list[str]) -> int:
     """Run the command line with these arguments; the exit code."""
     logging.basicConfig(level=logging.WARNING, format="callgate: %(message)s", stream=sys.stderr)
+    command = get_command(app)
     try:
-        app(arguments, prog_name="callgate")
-        return 0
-    except SystemExit as error:
-        return int(error.code or 0)
+        with command.make_context("callgate", arguments or ["--help"]) as parsed:
+            command.invoke(parsed)
+        sys.stdout.flush()
+    except typer.Exit as error:
+        return error.exit_code
+    except SystemExit as error:  # A model's.
+        return error.code if isinstance(error.code, int) else _tell(str(error.code), 1)
+    except typer.TyperException as error:
+        return _tell(f"{error.format_message().rstrip('.')} (--help tells more)")
     except KeyboardInterrupt:
-        print("callgate: interrupted", file=sys.stderr)
-        return 130
+        return _tell("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # Python flushes once more at its end, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOBODY_READS
     except DeviceFileBug as error:
-        assert error.__cause__ is not None
-        print(user_traceback(error.__cause__), file=sys.stderr)
+        print(user_traceback(error.__cause__ or error), file=sys.stderr)
         return 1
     except CallgateError as error:
-        print(f"callgate: {error}", file=sys.stderr)
-        return 2
+        return _tell(str(error))
+    except OSError as error:
+        return _tell(f"{error.filename or 'the system'}: {error.strerror or error}")
+    return 0
+
+
+def _tell(sentence: str, code: int = WRONG_USE) -> int:
+    print(f"callgate: {sentence}", file=sys.stderr)
+    return code
 
 
 def _version(wanted: bool) -> None:
@@ -80,18 +107,30 @@ def run(
     files: Files,
     on: Annotated[str, typer.Option(metavar="BACKEND", help="Where the guest runs.")] = "unicorn",
     arch: Annotated[
-        str, typer.Option(metavar="ARCH", help="x86_64, i386, aarch64 or riscv64.")
-    ] = "x86_64",
+        str | None,
+        typer.Option(
+            metavar="ARCH",
+            help="x86_64, i386, aarch64 or riscv64.",
+            show_default="the ELF file's; else x86_64",
+        ),
+    ] = None,
     platform: Annotated[
         str | None,
-        typer.Option(metavar="PLATFORM", help="Who traps hypercalls; `native`: nobody."),
+        typer.Option(
+            metavar="PLATFORM",
+            help="Who traps hypercalls: kvm-intel, kvm-amd, lguest, smccc, sbi; native: nobody.",
+            show_default="the architecture's usual one",
+        ),
     ] = None,
     guest: Annotated[
         Path | None,
-        typer.Option(metavar="ELF", help="The guest program.", show_default="the example's own"),
+        typer.Option(
+            metavar="ELF", help="The guest program.", show_default="the one built for the folder"
+        ),
     ] = None,
     trace: Annotated[
-        bool, typer.Option("--trace", help="Print every access, call and interrupt.")
+        bool,
+        typer.Option("--trace", help="Print every access, call and interrupt to standard error."),
     ] = False,
     timeout: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="End a guest that runs longer.")
@@ -106,26 +145,45 @@ def run(
 ) -> None:
     """Run a guest program with the devices plugged in; exit with the guest's exit code.
 
-    Example: [bold]callgate run examples/01_adder/device.py --arch riscv64 --trace[/bold]
+    Examples:
+
+    [bold]callgate run examples/01_adder/device.py[/bold]
+
+    [bold]callgate run examples/01_adder/device.py --arch riscv64 --platform native --trace[/bold]
+
+    [bold]callgate run device.py other.py:Second --guest firmware.elf --timeout 10[/bold]
     """
+    for name, value in (("--timeout", timeout), ("--handler-timeout", handler_timeout)):
+        if value is not None and not value > 0:
+            raise typer.BadParameter(f"{name} must be above 0 seconds, not {value:g}")
+    if instructions is not None and instructions < 1:
+        raise typer.BadParameter(f"--instructions must be at least 1, not {instructions}")
+    classes = [load_device_class(file) for file in files]
+    from callgate.backends.base import backend
     from callgate.machine import Machine
 
-    classes = [load_device_class(file) for file in files]
-    program = guest or find_guest(_path_of(classes[0]), arch)
-    with Machine(
-        *(_new(cls) for cls in classes),
-        on=on,
-        arch=arch,
-        platform=platform,
-        guest=program,
-        timeout=timeout,
-        instructions=instructions,
-        handler_timeout=handler_timeout,
-        trace=(lambda event: print(event, file=sys.stderr)) if trace else None,
-    ) as machine:
+    if not backend(on).has_processor:
+        raise BackendError(
+            f"The backend {on} must have a processor to run a guest program, and has none: it is for "
+            "drivers in Python (callgate.testing.FakeGuest)"
+        )
+    if guest is None:
+        guest = find_guest(_path_of(classes[0]), arch or "x86_64")
+    with _device_code():
+        machine = Machine(
+            *(cls() for cls in classes),
+            on=on,
+            arch=arch,
+            platform=platform,
+            guest=guest,
+            timeout=timeout,
+            instructions=instructions,
+            handler_timeout=handler_timeout,
+            trace=_tracer() if trace else None,
+        )
+    with machine:
+        machine.console.on_byte = _echo
         result = machine.run()
-    sys.stdout.write(result.output)
-    sys.stdout.flush()
     raise typer.Exit(result.exit_code)
 
 
@@ -133,22 +191,26 @@ def run(
 def show(
     file: File,
     lspci: Annotated[
-        bool, typer.Option("--lspci", help="Print config space as `lspci -F - -vvv` reads it.")
+        bool, typer.Option("--lspci", help="Print config space as `lspci -F` reads it.")
     ] = False,
 ) -> None:
     """Show what a device declares: ids, BARs, registers, interrupts, calls.
 
-    Example: [bold]callgate show examples/01_adder/device.py --lspci | lspci -F - -vvv[/bold]
+    Examples:
+
+    [bold]callgate show examples/01_adder/device.py[/bold]
+
+    [bold]callgate show examples/01_adder/device.py --lspci | lspci -F - -vvv[/bold]
     """
+    from callgate.cli.show import lspci_dump, show_device
+
     cls = load_device_class(file)
     if lspci:
-        from callgate.cli.show import lspci_dump
-
-        sys.stdout.write(lspci_dump(_new(cls)))
-        return
-    from callgate.cli.show import show_device
-
-    show_device(cls)
+        with _device_code():
+            text = lspci_dump(cls())
+        sys.stdout.write(text)
+    else:
+        show_device(cls)
 
 
 @app.command()
@@ -170,17 +232,20 @@ def bench(
     arch: Annotated[
         list[str] | None, typer.Option(metavar="ARCH", help="Only this architecture.")
     ] = None,
-    calls: Annotated[int, typer.Option(metavar="N", help="Calls measured in each row.")] = 20000,
+    calls: Annotated[
+        int, typer.Option(metavar="N", min=1000, help="Calls measured in each row.")
+    ] = 20000,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw a plot (extra: plot).")
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw a plot (.png, .svg, .pdf); needs the extra plot."),
     ] = None,
 ) -> None:
     """Measure a whole call as the guest sees it, beside a bare trap of the same emulator.
 
     Example: [bold]callgate bench --on unicorn --arch aarch64 --json[/bold]
     """
-    from callgate.bench import run_bench
+    from callgate.cli.bench import run_bench
 
     run_bench(backends=on, architectures=arch, calls=calls, as_json=json, plot=plot)
 
@@ -191,7 +256,9 @@ def demo(
         Path, typer.Option(metavar="DIR", help="The examples' folder.")
     ] = Path("examples"),
 ) -> None:
-    """Run every example on every backend, architecture and platform; print what each transport did.
+    """Run every example on every architecture and platform; print what each transport did.
+
+    Exits with 1 if anything was not as it should be.
 
     Example: [bold]callgate demo[/bold]
     """
@@ -201,15 +268,34 @@ def demo(
 
 
 def _path_of(cls: type[Device]) -> Path:
-    file = sys.modules[cls.__module__].__file__
-    assert file is not None
-    return Path(file)
+    """The file that defines a class, as one would name it here."""
+    path = Path(inspect.getfile(cls))
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _new(cls: type[Device]) -> Device:
+@contextmanager
+def _device_code() -> Iterator[None]:
+    """An exception of a device's own code, such as its __init__, is its author's to see."""
     try:
-        return cls()
-    except CallgateError:
+        yield
+    except (CallgateError, OSError):
         raise
     except Exception as error:
-        raise DeviceFileBug(cls.__name__) from error
+        raise DeviceFileBug from error
+
+
+def _echo(byte: int) -> None:
+    """Pass on what the guest writes, line by line, as it comes."""
+    out = sys.stdout.buffer
+    out.write(bytes((byte,)))
+    if byte == 0x0A:
+        out.flush()
+
+
+def _tracer() -> Callable[[Event], None]:
+    began = time.perf_counter()
+
+    def show(event: Event) -> None:
+        print(f"{(time.perf_counter() - began) * 1e3:9.3f} ms  {event}", file=sys.stderr)
+
+    return show

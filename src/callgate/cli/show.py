@@ -58,3 +58,15 @@ def _table(title: str, *columns: str) -> Table:
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
+
+
+def lspci_dump(device: Device) -> str:
+    """Config space of a machine with this device in it, as `lspci -F` reads it.
+
+    It is as firmware leaves it: addresses are assigned, decoding is off.
+    """
+    from callgate.machine import Machine
+    from callgate.pci.lspci import dump
+
+    with Machine(device, on="loopback", watch=False) as machine:
+        return dump(machine.bus)

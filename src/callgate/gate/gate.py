@@ -399,7 +399,7 @@ class Gate:
         call = self._calls[name]
         stub = compile_stub(call, self.device)
         if self._trace is not None:
-            stub = _traced(stub, call, self.device.spec.name, self._trace)
+            stub = traced(stub, call, self.device.spec.name, self._trace)
         lock = None if self.device.parallel else self.device.lock
         target = Target(self, call, stub, lock)
         binding = self.table.bind(self.device, name, call.hash, target)
@@ -598,6 +598,8 @@ class Gate:
 
     def _refuse(self, status: Status, sentence: str) -> Status:
         self.faults.note(status.name, sentence)
+        if self._trace is not None:
+            self._trace(Event(self.device.spec.name, "call", "?", (), status.name, 0.0))
         return status
 
     def execute(
@@ -631,10 +633,10 @@ class Gate:
                 else:
                     refusal = Status.BUSY
             if refusal is not None:
-                return self._decline(binding, refusal, refusal.text)
+                return self._turn_away(binding, refusal, refusal.text)
             if len(values) != target.arguments:
                 sentence = f"it takes {target.arguments} argument slots, not {len(values)}"
-                return self._decline(binding, Status.BAD_COUNT, sentence)
+                return self._turn_away(binding, Status.BAD_COUNT, sentence)
             next(binding.calls)
             if job is None:
                 results = target.stub(values, payload)
@@ -675,6 +677,12 @@ class Gate:
         self.device.bugs.report(str(binding), error)
         return _FAULT, 0, ()
 
+    def _turn_away(self, binding: Binding, status: Status, sentence: str) -> Answer:
+        """Decline a call before its stub saw it."""
+        if self._trace is not None:
+            self._trace(Event(self.device.spec.name, "call", binding.name, (), status.name, 0.0))
+        return self._decline(binding, status, sentence)
+
     def _decline(self, binding: Binding, status: Status, sentence: str) -> Answer:
         binding.note(status)
         self.faults.note(status.name, f"{binding}: {sentence}")
@@ -708,23 +716,3 @@ class Router:
         if status is _DEVICE_ERROR:
             return status, (code,)
         return status, results
-
-
-def _traced(stub: Stub, call: Call, device: str, trace: Trace) -> Stub:
-    def run(values: tuple[int, ...], payload: memoryview | None) -> tuple[Any, ...]:
-        began = time.perf_counter()
-        shown = "raised"
-        try:
-            results = stub(values, payload)
-            shown = ", ".join(str(result) for result in results) or "ok"
-            return results
-        except DeviceError as error:
-            shown = f"device error {error.code}"
-            raise
-        except CallRefused as error:
-            shown = error.status.name
-            raise
-        finally:
-            trace(Event(device, "call", call.name, values, shown, time.perf_counter() - began))
-
-    return run

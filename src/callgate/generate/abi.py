@@ -40,7 +40,7 @@ _CONSTANTS = (
     ("VERSION", abi.VERSION, "#x", "major << 16 | minor"),
     ("CAPABILITY_SIGNATURE", abi.CAPABILITY_SIGNATURE, "#x", '"CGAT"'),
     ("HEADER_SIGNATURE", abi.HEADER_SIGNATURE, "#x", '"CGHD"'),
-    ("MAX_VALUES", abi.MAX_VALUES, "d", "argument slots, and result slots, of a frame"),
+    ("MAX_VALUES", abi.MAX_VALUES, "d", "argument and result slots of a frame"),
     ("MAX_REGISTER_VALUES", abi.MAX_REGISTER_VALUES, "d", "of a hypercall in 64-bit code"),
     ("NO_BAR", abi.NO_BAR, "#x", ""),
     ("NO_INTERRUPT", abi.NO_INTERRUPT, "#x", ""),
@@ -136,9 +136,14 @@ def _constant(kind: type[enum.Enum], member: enum.Enum) -> str:
 
 def _columns(rows: list[tuple[str, str]]) -> Iterator[str]:
     """Lines of a code column and a comment column, indented once."""
-    width = max(len(code) for code, comment in rows)
+    width = max(len(code) for code, _ in rows)
     for code, comment in rows:
-        yield f"\t{code:{width}}  /* {comment} */" if comment else f"\t{code}"
+        line = f"\t{code:{width}}  /* {comment} */"
+        if len(line.expandtabs()) > 100:
+            yield f"\t/* {comment} */"
+            yield f"\t{code}"
+        else:
+            yield line
 
 
 def _defines() -> Iterator[str]:

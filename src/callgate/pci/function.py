@@ -21,7 +21,7 @@ from typing import Literal, ParamSpec, TypeVar
 
 from callgate.device import Device, Memory, TimerQueue
 from callgate.errors import DeclarationError, DmaError
-from callgate.gate.abi import PIO_SIZE, Transport
+from callgate.gate.abi import PIO_SIZE, DoorbellRegister, Transport
 from callgate.gate.gate import Gate, Offer
 from callgate.gate.vectors import VectorTable
 from callgate.memory import anonymous
@@ -30,12 +30,14 @@ from callgate.pci.bar import BarState, Kind, Read, Window, Write
 from callgate.pci.capability import MSIX, VENDOR_SPECIFIC, Capability, place
 from callgate.pci.config import ConfigSpace, define_header
 from callgate.pci.msix import ENABLE, FUNCTION_MASK, Msix, MsixCapability
+from callgate.pci.names import config_name
 from callgate.register import Bar
 from callgate.trace import Event, Trace
 
 P = ParamSpec("P")
 T = TypeVar("T")
 _BARS = 6
+_DOORBELLS = {int(register): register.name for register in DoorbellRegister}
 
 
 class BusMaster:
@@ -124,6 +126,7 @@ class Function:
         self._line_lock = RLock()
         self._following = Lock()
         self._mapped: tuple[int | None, ...] = ()
+        self._capabilities: dict[int, int] = {}
 
         vectors = len(spec.interrupts) + bool(spec.calls)
         self.config = ConfigSpace(self.faults)
@@ -176,7 +179,7 @@ class Function:
             return self.config.read(offset, size)
         began = time.perf_counter()
         value = self.config.read(offset, size)
-        self._record("config read", f"{offset:#04x}", (), f"{value:#x}", began)
+        self._record("config read", self._config_name(offset), (), f"{value:#x}", began)
         return value
 
     def config_write(self, offset: int, size: int, value: int) -> None:
@@ -186,7 +189,7 @@ class Function:
             return
         began = time.perf_counter()
         self.config.write(offset, size, value)
-        self._record("config write", f"{offset:#04x}", (value,), "", began)
+        self._record("config write", self._config_name(offset), (value,), "", began)
 
     def reset(self) -> None:
         """Reset the function: configuration, interrupts, gate, registers, then the model."""
@@ -358,6 +361,10 @@ class Function:
                 add(ports, PIO_SIZE, window, kind="io")
             found.append(Capability(VENDOR_SPECIFIC, gate.capability(index, 0, ports)))
         self.bars = tuple(sorted(states, key=lambda state: state.index))
+        if self._trace is not None:
+            for bar in self.bars:
+                for window in bar.windows:
+                    self._trace_window(bar, window)
         self._mapped = (None,) * len(states)
         return found
 
@@ -367,8 +374,6 @@ class Function:
         else:
             read: Read = partial(self.device.register_read, bar.index)
             write: Write = partial(self.device.register_write, bar.index)
-            if self._trace is not None:
-                read, write = self._traced(bar, read, write)
             window = Window(bar.name, 0, bar.size, read=read, write=write)
         return self._bar(
             bar.index,
@@ -420,6 +425,7 @@ class Function:
                 )
             seen.add(each.id)
         placed = place(self, (*declared, *own), self.name)
+        self._capabilities = {at: each.id for at, each in placed.items()}
         for at, each in placed.items():
             if each.id == MSIX:
                 self._msix_at = at
@@ -427,23 +433,35 @@ class Function:
 
     # --- tracing ---------------------------------------------------------------------------------
 
-    def _traced(self, bar: Bar, read: Read, write: Write) -> tuple[Read, Write]:
-        def name(offset: int) -> str:
-            register = self.device.spec.bytes_of.get((bar.index, offset))
-            return register.name if register is not None else f"{bar.name} + {offset:#x}"
+    def _trace_window(self, bar: BarState, window: Window) -> None:
+        if window.ram is not None:
+            return  # Plain memory: nobody sees the accesses.
+        read, write = window.read, window.write
 
         def traced_read(offset: int, size: int) -> int:
             began = time.perf_counter()
             value = read(offset, size)
-            self._record("read", name(offset), (), f"{value:#x}", began)
+            self._record("read", self._place_name(bar, window, offset), (), f"{value:#x}", began)
             return value
 
         def traced_write(offset: int, size: int, value: int) -> None:
             began = time.perf_counter()
             write(offset, size, value)
-            self._record("write", name(offset), (value,), "", began)
+            self._record("write", self._place_name(bar, window, offset), (value,), "", began)
 
-        return traced_read, traced_write
+        window.read, window.write = traced_read, traced_write
+
+    def _place_name(self, bar: BarState, window: Window, offset: int) -> str:
+        register = self.device.spec.bytes_of.get((bar.index, offset))
+        if register is not None:
+            inside = offset - register.offset
+            return f"{register.name} + {inside}" if inside else register.name
+        if window.name.startswith("doorbell") and offset in _DOORBELLS:
+            return f"{window.name} {_DOORBELLS[offset]}"
+        return f"{window.name} + {offset:#x}"
+
+    def _config_name(self, offset: int) -> str:
+        return config_name(offset, self._capabilities)
 
     def _interrupt_name(self, index: int) -> str:
         declared = self.device.spec.interrupts

@@ -27,8 +27,8 @@ class Alarm:
         self._closed = False
         self._rung = False
         self._wakes = math.inf
-        """When the thread looks next. Infinite also while it is awake: so it is told more often than
-        needed, but never too seldom."""
+        """When the thread looks next. Infinite also while it is awake: so it is told too often
+        rather than too seldom."""
 
     def __enter__(self) -> Alarm:
         """Begin to watch: the emulator runs, with pauses, until the end of the `with` block."""

@@ -51,34 +51,28 @@ class AArch64(Processor):
         x = [getattr(arm, f"UC_ARM64_REG_X{n}") for n in range(8)]
         self._arguments = Registers(self.engine, x)
         self._results = Registers(self.engine, x[:7])
-        self._fetch = self._arguments.after(2)
         offer = self.system.platform.offer
-        self._selector = offer.selector if offer.instruction is Instruction.HVC else None
-        fail, hypercall = self.traps.fail, self._hypercall
+        selector = offer.selector if offer.instruction is Instruction.HVC else None
+        fail, exception = self.traps.fail, self._exception
+        call, slot = self.system.router.call, self.system.call_slot
+        # W0 selector, W1 vector, X2 to X7 arguments -> X0 status, X1 to X6 results
+        fetch, values = self._arguments.fetcher(), self._arguments.values
+        slots, answer = self._arguments.slots(2), self._results.answerer()
 
         def on_interrupt(_: int, number: int, __: int) -> None:
             try:
-                if number == _HVC:
-                    hypercall()
+                if number != _HVC:
+                    exception(number)
+                    return
+                fetch()
+                if values[0] & 0xFFFF_FFFF == selector:
+                    answer(*call(slot, values[1] & 0xFFFF_FFFF, slots))
                 else:
-                    self._exception(number)
+                    answer(_NOT_SUPPORTED, ())
             except BaseException as error:
                 fail(error)
 
         self.engine.hook(uc.UC_HOOK_INTR, ON_INTERRUPT(on_interrupt))
-
-    def _hypercall(self) -> None:
-        """W0 selector, W1 vector, X2 to X7 arguments -> X0 status, X1 to X6 results."""
-        arguments, results = self._arguments, self._results
-        arguments.fetch(8)
-        values = arguments.values
-        if values[0] & 0xFFFF_FFFF != self._selector:
-            results.values[0] = _NOT_SUPPORTED
-            results.store(1)
-            return
-        system = self.system
-        status, answer = system.router.call(system.call_slot, values[1] & 0xFFFF_FFFF, self._fetch)
-        results.store(results.put(status, answer))
 
     def _exception(self, number: int) -> None:
         pc = self.pc

@@ -16,6 +16,7 @@ import ctypes
 import struct
 from collections.abc import Callable, Sequence
 from ctypes import CFUNCTYPE, PYFUNCTYPE, c_bool, c_int, c_int32, c_uint32, c_uint64, c_void_p
+from functools import partial
 from typing import Any, TypeAlias
 
 from unicorn import unicorn_const
@@ -78,7 +79,7 @@ STOP: int = ctypes.cast(_library.uc_emu_stop, c_void_p).value or 0
 _read_batch = _raw("uc_reg_read_batch")
 _write_batch = _raw("uc_reg_write_batch")
 _COUNTS = tuple(c_int(count) for count in range(64))
-_UNPACK = tuple(struct.Struct(f"<{count}Q").unpack_from for count in range(16))
+_UNPACK = tuple(struct.Struct(f"<{count}Q").unpack_from for count in range(8))
 
 
 def _declare(name: str, *argument_types: Any) -> Any:
@@ -217,8 +218,8 @@ class Registers:
     """Some of a processor's registers, read and written together.
 
     `values` holds them, 64 bits each and in the order that was given; `fetch` and `store` move the
-    first of them from and to the processor. In `halves`, two registers of 32 bits make one value,
-    low half first; `None` in `names` leaves a half out.
+    first of them from and to the processor. With `halves`, two registers of 32 bits make one value,
+    low half first; None in `names` leaves a half out.
     """
 
     def __init__(self, engine: Engine, names: Sequence[int | None], *, halves: bool = False):
@@ -227,39 +228,52 @@ class Registers:
         self.values = memoryview(self._cells).cast("B").cast("Q")
         base = ctypes.addressof(self._cells)
         placed = [(name, base + width * at) for at, name in enumerate(names) if name is not None]
-        self._names = (c_int32 * len(placed))(*(name for name, _ in placed))
-        self._places = (c_void_p * len(placed))(*(place for _, place in placed))
-        self._handle = engine.handle
-        self._names_at = c_void_p(ctypes.addressof(self._names))
-        self._places_at = c_void_p(ctypes.addressof(self._places))
+        self._halves = halves
+        self._all = len(placed)
+        numbers = (c_int32 * len(placed))(*(name for name, _ in placed))
+        places = (c_void_p * len(placed))(*(place for _, place in placed))
+        # Arrays, not their addresses: what is made below lives longer than this object.
+        self._read = partial(_read_batch, engine.handle, numbers, places)
+        self._write = partial(_write_batch, engine.handle, numbers, places)
 
     def fetch(self, count: int) -> None:
         """Read the first `count` registers into `values`."""
-        _read_batch(self._handle, self._names_at, self._places_at, _COUNTS[count])
-
-    def after(self, first: int) -> Callable[[int], tuple[int, ...]]:
-        """What gives the first n of `values` that follow the first `first` ones."""
-        cells = self._cells
-        start = 8 * first
-
-        def following(count: int) -> tuple[int, ...]:
-            return _UNPACK[count](cells, start)
-
-        return following
-
-    def put(self, first: int, rest: tuple[int, ...]) -> int:
-        """Set `values`; returns how many there are then."""
-        values = self.values
-        values[0] = first
-        count = 1
-        for each in rest:
-            values[count] = each
-            count += 1
-        return count
+        self._read(_COUNTS[count])
 
     def store(self, count: int) -> None:
         """Write the first `count` registers from `values`."""
-        _write_batch(self._handle, self._names_at, self._places_at, _COUNTS[count])
+        self._write(_COUNTS[count])
+
+    # What a hypercall does, made once: each costs one call of C and little around it.
+
+    def fetcher(self) -> Callable[[], object]:
+        """Make a function that reads all registers into `values`."""
+        return partial(self._read, _COUNTS[self._all])
+
+    def slots(self, first: int) -> Callable[[int], tuple[int, ...]]:
+        """Make a function that gives the first n of `values` from index `first` on."""
+        cells, start = self._cells, 8 * first
+
+        def slots(count: int) -> tuple[int, ...]:
+            return _UNPACK[count](cells, start)
+
+        return slots
+
+    def answerer(self) -> Callable[[int, tuple[int, ...]], None]:
+        """Make a function that writes a status and the results to the registers."""
+        values = self.values
+        step = 2 if self._halves else 1
+        writes = [partial(self._write, count) for count in _COUNTS[1 : self._all + 1 : step]]
+
+        def answer(status: int, results: tuple[int, ...]) -> None:
+            values[0] = status
+            count = 0
+            for result in results:
+                count += 1
+                values[count] = result
+            writes[count]()
+
+        return answer
 
 
 def _check(status: int) -> None:

@@ -4,7 +4,7 @@
 The library's own stop, `uc_emu_stop`, is not to be used from elsewhere: it takes effect behind the
 next load or store, in the middle of an instruction, and that instruction is executed again when the
 emulator goes on. "incl (mem)" then counts twice, a device register is written twice. So all stops
-go through the brake: a hook at the start of each block of instructions, where the library stops well.
+go through the brake, a hook at the start of each block of instructions: there it stops well.
 
 On a host for which there is no code here, Python functions do the same, and the guest is slow.
 """

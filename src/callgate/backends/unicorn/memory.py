@@ -93,8 +93,8 @@ class AddressSpace:
         self._hooks: dict[Mapping, tuple[int, int]] = {}
         self._left = [0, 0]
         """Address and value of the read whose pieces the library takes."""
-        self._dropped = range(0)
-        """Where the pieces of a write that was not aligned are still to come."""
+        self._dropped: list[int] = []
+        """Where pieces of a write that was not aligned are still to come, the last one first."""
         self._map_ecam()
         engine.hook(
             uc.UC_HOOK_MEM_READ_UNMAPPED | uc.UC_HOOK_MEM_WRITE_UNMAPPED,
@@ -205,7 +205,7 @@ class AddressSpace:
         place: range,
     ) -> tuple[int, int]:
         """Let `read` and `write` answer at `place`, by their offsets from `base`."""
-        left, fail = self._left, self._fail
+        left, dropped, fail = self._left, self._dropped, self._fail
         read_any, write_any = self._system.mem_read, self._write_any
 
         @ON_ACCESS
@@ -224,7 +224,7 @@ class AddressSpace:
         @ON_ACCESS
         def on_write(_: int, __: int, address: int, size: int, value: int, ___: int) -> bool:
             try:
-                if self._dropped or address & size - 1:
+                if dropped or address & size - 1:
                     write_any(address, size, value)
                 else:
                     write(address - base, size, value)
@@ -244,10 +244,13 @@ class AddressSpace:
 
     def _write_any(self, address: int, size: int, value: int) -> None:
         """A write that is not aligned, or follows one that was not: maybe a piece of that."""
-        if size == 1 and address in self._dropped:
-            self._dropped = range(address + 1, self._dropped.stop)
+        dropped = self._dropped
+        if size == 1 and dropped and dropped[-1] == address:
+            dropped.pop()
             return
-        self._dropped = range(address, address + size) if address & size - 1 else range(0)
+        dropped.clear()
+        if address & size - 1:
+            dropped.extend(reversed(range(address, address + size)))
         self._system.mem_write(address, size, value)
 
     # --- mapping on demand -----------------------------------------------------------------------

@@ -50,40 +50,32 @@ class RiscV64(Processor):
     def install(self) -> None:
         """Set hooks, and registers to their state at power-on."""
         a = [riscv.UC_RISCV_REG_A0 + n for n in range(8)]
-        self._arguments = Registers(self.engine, [a[7], a[6], *a[:6], riscv.UC_RISCV_REG_PRIV])
-        self._results = Registers(self.engine, a[:7])
-        self._fetch = self._arguments.after(2)
+        arguments = Registers(self.engine, [a[7], a[6], *a[:6], riscv.UC_RISCV_REG_PRIV])
         offer = self.system.platform.offer
-        self._selector = offer.selector if offer.instruction is Instruction.ECALL else None
-        fail, hypercall = self.traps.fail, self._hypercall
+        selector = offer.selector if offer.instruction is Instruction.ECALL else None
+        fail, exception = self.traps.fail, self._exception
+        call, slot = self.system.router.call, self.system.call_slot
+        # a7 selector, a6 vector, a0 to a5 arguments -> a0 status, a1 to a6 results
+        fetch, values, slots = arguments.fetcher(), arguments.values, arguments.slots(2)
+        answer = Registers(self.engine, a[:7]).answerer()
 
         def on_interrupt(_: int, number: int, __: int) -> None:
             try:
-                if number in _ECALLS:
-                    hypercall()
+                if number not in _ECALLS:
+                    exception(number)
+                    return
+                fetch()
+                if not values[8]:
+                    # It is for the guest's own kernel, by a trap that the library does not make.
+                    raise self.stopped("The guest made an ECALL in user mode")
+                if values[0] == selector:
+                    answer(*call(slot, values[1] & 0xFFFF_FFFF, slots))
                 else:
-                    self._exception(number)
+                    answer(_NOT_SUPPORTED, (0,))
             except BaseException as error:
                 fail(error)
 
         self.engine.hook(uc.UC_HOOK_INTR, ON_INTERRUPT(on_interrupt))
-
-    def _hypercall(self) -> None:
-        """a7 selector, a6 vector, a0 to a5 arguments -> a0 status, a1 to a6 results."""
-        arguments, results = self._arguments, self._results
-        arguments.fetch(9)
-        values = arguments.values
-        if not values[8]:
-            # The guest's kernel would get it, by a trap that the emulator does not make.
-            raise self.stopped("The guest made an ECALL in user mode")
-        if values[0] != self._selector:
-            results.values[0] = _NOT_SUPPORTED
-            results.values[1] = 0
-            results.store(2)
-            return
-        system = self.system
-        status, answer = system.router.call(system.call_slot, values[1] & 0xFFFF_FFFF, self._fetch)
-        results.store(results.put(status, answer))
 
     def _exception(self, number: int) -> None:
         # The emulator has gone on by the length of an ECALL, whatever the instruction was.

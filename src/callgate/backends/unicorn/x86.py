@@ -16,7 +16,7 @@ end the run. Segments are taken to be flat; virtual-8086 mode and task gates are
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import ClassVar
 
@@ -89,27 +89,22 @@ class X86(Processor):
 
     def install(self) -> None:
         """Set hooks, and registers to their state at power-on."""
-        engine, fail = self.engine, self.traps.fail
+        engine, fail, exception = self.engine, self.traps.fail, self._exception
         self.apic = LocalApic(self.system.faults)
         self._held_back = False
         self._shadow = -1
         self._state = Registers(engine, self.program)
         self._cpuid_values = Registers(engine, self.numbers)
-        self._call = Registers(engine, self.calling, halves=self.halves)
-        self._fetch = self._call.after(1)
-        self._all = sum(each is not None for each in self.calling)
-        self._cs = len(self._call.values) - 1
-        self._per_slot = 2 if self.halves else 1
         self._instruction = self.system.platform.offer.instruction
+        self._hypercall = hypercall = self._make_hypercall()
         by_interrupt = self._instruction is Instruction.INT_1F
-        hypercall = self._hypercall
 
         def on_interrupt(_: int, number: int, __: int) -> None:
             try:
                 if by_interrupt and number == _CALL_INTERRUPT:
                     hypercall()
                 else:
-                    self._exception(number)
+                    exception(number)
             except BaseException as error:
                 fail(error)
 
@@ -133,25 +128,22 @@ class X86(Processor):
 
     # --- hypercalls ------------------------------------------------------------------------------
 
-    def _hypercall(self) -> None:
-        call = self._call
-        call.fetch(self._all)
-        values = call.values
-        if values[self._cs] & 3:
-            self.system.faults.note(
-                "hypercall", "A hypercall must come from privilege level 0, not from user mode"
-            )
-            values[0] = _DENIED
-            call.store(1)
-            return
-        system = self.system
-        status, answer = system.router.call(system.call_slot, values[0] & 0xFFFF_FFFF, self._fetch)
-        values[0] = status
-        count = 1
-        for result in answer:
-            values[count] = result
-            count += 1
-        call.store((count - 1) * self._per_slot + 1)
+    def _make_hypercall(self) -> Callable[[], None]:
+        registers = Registers(self.engine, self.calling, halves=self.halves)
+        call, slot, faults = self.system.router.call, self.system.call_slot, self.system.faults
+        fetch, values = registers.fetcher(), registers.values
+        slots, answer = registers.slots(1), registers.answerer()
+        cs = len(values) - 1
+
+        def hypercall() -> None:
+            fetch()
+            if values[cs] & 3:
+                faults.note("hypercall", "A hypercall must not come from user mode")
+                answer(_DENIED, ())
+            else:
+                answer(*call(slot, values[0] & 0xFFFF_FFFF, slots))
+
+        return hypercall
 
     def _call_instruction(self) -> bool:
         """Serve VMCALL or VMMCALL, whichever is the platform's; False for what is none of it."""

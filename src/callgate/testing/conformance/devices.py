@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The devices that the suite plugs in. Each is small: over some doors every byte costs an access."""
 
+# ruff: noqa: D102  (what a call does is its name, and its one line)
+
 from __future__ import annotations
 
 import enum
