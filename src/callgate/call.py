@@ -480,7 +480,7 @@ def _refuse_value(name: str, kind: str, value: int) -> None:
 
 
 def _misfit(call: Call, value: Any, number: bool = False) -> int:
-    """Refuse a result; an int in disguise (IntEnum, bool, NumPy's scalars) is taken as its number."""
+    """Refuse a result; an int in disguise (IntEnum, bool, NumPy's) is taken as its number."""
     if number:
         if hasattr(value, "item") and not getattr(value, "ndim", 0):
             value = value.item()  # NumPy's bool is not an integer, but has one.

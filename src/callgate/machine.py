@@ -116,6 +116,7 @@ class Machine:
                 self.board, self.platform, self.memory, self.bus, self.table, self.timers
             )
             self.router = self.system.router
+            self.router.trace = trace
             self.functions = tuple(self._plug(device, handler_timeout, trace) for device in devices)
             self.backend = kind(self.system)
             self._closing.callback(self.backend.close)

@@ -453,15 +453,15 @@ class Sample(Device):
 
     @call
     def total(self, data: BufferIn) -> u64:
-        return sum(data.read())
+        return sum(data.view)
 
     @call
     def count_up(self, data: BufferOut) -> None:
-        data.write(bytes(i & 0xFF for i in range(len(data))))
+        data.view[:] = bytes(i & 0xFF for i in range(len(data)))
 
     @call
     def invert(self, data: BufferInOut) -> None:
-        data.write(bytes(byte ^ 0xFF for byte in data.read()))
+        data.view[:] = bytes(byte ^ 0xFF for byte in data.view)
 
     @call
     def refuse(self, code: u64) -> u32:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Guest programs of a few lines, built when a test needs them."""
 
+import functools
 import hashlib
 import subprocess
 import sys
@@ -88,31 +89,118 @@ PRELUDES = {
 }
 """Begin a program: `put BYTE` writes to the console, `exit` ends with eax, x0 or a0."""
 
+# Calls `main` on a stack below the program, and ends with what it returns.
+STARTS = {
+    "x86_64": "_start: mov $0x100000, %esp\n call main\n exit",
+    "i386": "_start: mov $0x100000, %esp\n call main\n exit",
+    "aarch64": "_start: movz x0, #0x4010, lsl #16\n mov sp, x0\n bl main\n exit",
+    "riscv64": "_start: li sp, 0x80100000\n call main\n exit",
+}
+HEADER = """
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef unsigned long word;
+#define MEM(type, address) (*(volatile type *)(word)(address))
+/* Config space of bus 0, device 1: the first one that is plugged in. */
+#define CONFIG(offset) MEM(u32, ECAM + 0x8000 + (offset))
+#define BAR(index) (CONFIG(0x10 + 4 * (index)) & ~15u)
+#define COMMAND CONFIG(4)
+static inline void put(u8 byte);
+static inline void print(const char *text)
+{
+    while (*text)
+        put((u8)*text++);
+}
+#if defined(__x86_64__) || defined(__i386__)
+static inline void out32(u16 port, u32 value)
+{
+    __asm__ volatile("outl %0, %1" : : "a"(value), "Nd"(port) : "memory");
+}
+static inline u32 in32(u16 port)
+{
+    u32 value;
+    __asm__ volatile("inl %1, %0" : "=a"(value) : "Nd"(port) : "memory");
+    return value;
+}
+static inline void put(u8 byte)
+{
+    __asm__ volatile("outb %0, %1" : : "a"(byte), "Nd"((u16)0x3f8) : "memory");
+}
+#else
+static inline void out32(u16 port, u32 value)
+{
+    MEM(u32, PORTS + port) = value;
+}
+static inline u32 in32(u16 port)
+{
+    return MEM(u32, PORTS + port);
+}
+static inline void put(u8 byte)
+{
+    MEM(u8, CONSOLE) = byte;
+}
+#endif
+"""
+
 Build = Callable[[str, str], Path]
 
 
 @pytest.fixture(scope="session")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """Make an ELF file of assembly: `build(arch, source)`, with the macros of PRELUDES."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if find_spec("ziglang") is None:
         pytest.skip('the package ziglang is not installed: pip install "callgate[guest]"')
-    folder = tmp_path_factory.mktemp("guests")
-    built: dict[str, Path] = {}
+    return tmp_path_factory.mktemp("guests")
 
-    def build_one(arch: str, source: str) -> Path:
-        key = hashlib.sha256(f"{arch}\n{source}".encode()).hexdigest()[:16]
-        if key not in built:
-            text, script = folder / f"{key}.S", folder / f"{key}.ld"
-            text.write_text(PRELUDES[arch] + source)
-            script.write_text(SCRIPT.format(address=BOARDS[arch].ram + 0x100000))
-            command = [sys.executable, "-m", "ziglang", "cc", "-target"]
-            command += [f"{TARGETS[arch]}-freestanding-none", *FLAGS[arch]]
-            command += ["-nostdlib", "-static", f"-Wl,-T,{script}", str(text)]
-            result = subprocess.run(
-                [*command, "-o", str(folder / f"{key}.elf")], capture_output=True, text=True
-            )
-            assert result.returncode == 0, result.stderr
-            built[key] = folder / f"{key}.elf"
-        return built[key]
 
-    return build_one
+@pytest.fixture(scope="session")
+def build(folder: Path) -> Build:
+    """Make an ELF file of assembly: `build(arch, source)`, with the macros of PRELUDES."""
+
+    @functools.cache
+    def build(arch: str, source: str) -> Path:
+        text = _file(folder, arch + source, ".S")
+        text.write_text(PRELUDES[arch] + source)
+        return _link(arch, folder, [text])
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def compile_c(folder: Path) -> Build:
+    """Make an ELF file of C: `compile_c(arch, source)`, with what HEADER has."""
+
+    @functools.cache
+    def compile_c(arch: str, source: str) -> Path:
+        board = BOARDS[arch]
+        start, text = _file(folder, arch, ".S"), _file(folder, arch + source, ".c")
+        start.write_text(PRELUDES[arch] + STARTS[arch])
+        ports = board.port_window.base if board.port_window else 0
+        text.write_text(
+            f"#define ECAM {board.ecam.base:#x}u\n#define PORTS {ports:#x}u\n"
+            f"#define CONSOLE {board.console:#x}u\n#define RAM {board.ram:#x}u\n"
+            f"{HEADER}\n#line 1\n{source}"
+        )
+        return _link(arch, folder, [start, text])
+
+    return compile_c
+
+
+def _file(folder: Path, content: str, suffix: str) -> Path:
+    return folder / f"{hashlib.sha256(content.encode()).hexdigest()[:16]}{suffix}"
+
+
+def _link(arch: str, folder: Path, sources: list[Path]) -> Path:
+    script = folder / f"{arch}.ld"
+    script.write_text(SCRIPT.format(address=BOARDS[arch].ram + 0x100000))
+    result = sources[-1].with_suffix(".elf")
+    command = [sys.executable, "-m", "ziglang", "cc", "-target"]
+    command += [f"{TARGETS[arch]}-freestanding-none", *FLAGS[arch]]
+    command += ["-std=gnu11", "-O2", "-Wall", "-ffreestanding", "-fno-stack-protector"]
+    command += ["-fno-pic", "-fno-sanitize=all", "-fno-asynchronous-unwind-tables"]
+    command += ["-Wno-unused-command-line-argument", "-Wno-unused-function"]
+    command += ["-nostdlib", "-static", f"-Wl,-T,{script}", *map(str, sources)]
+    done = subprocess.run([*command, "-o", str(result)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return result

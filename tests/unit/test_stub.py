@@ -341,8 +341,8 @@ def test_a_bool_result() -> None:
         (got,) = sample()
         assert type(got) is int
         assert got == slot
-    for answer in (2, None, numpy.float64(1.0)):
-        sample.answer = answer
+    for wrong in (2, None, numpy.float64(1.0)):
+        sample.answer = wrong
         with pytest.raises(ResultMisfit):
             sample()
 

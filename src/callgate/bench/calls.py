@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: MIT
 """A whole call as its guest sees it, beside a bare trap of the same emulator (docs/benchmarks.md).
 
-    one round     bare: mark, 64 traps, mark, 64 traps, ...     time of a batch / 64
-                  full: mark, 64 calls, mark, 64 calls, ...     time of a batch / 64
-                  full: mark, 1 call, mark, 1 call, ...         time less that of a mark
-    one row       rounds, one after another: the machine's own speed changes meanwhile, and a round's
-                  two halves see the same
+one round     bare: mark, 64 traps, mark, 64 traps, ...     time of a batch / 64
+              full: mark, 64 calls, mark, 64 calls, ...     time of a batch / 64
+              full: mark, 1 call, mark, 1 call, ...         time less that of a mark
+one row       rounds, one after another: the machine's own speed changes meanwhile, and a round's
+              two halves see the same
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,9 @@ from statistics import median
 from callgate.backends.platform import PLATFORMS, Platform
 from callgate.bench.device import Bench
 from callgate.bench.order import CALL, OUT, PATHS, STORE, SYMBOL, TRAP, Order
+from callgate.bench.report import BenchError, Row, percentile
 from callgate.elf import Program, read_program
-from callgate.errors import GuestError, LoadError
+from callgate.errors import GuestError
 from callgate.gate.abi import Instruction, Transport
 from callgate.machine import Machine
 
@@ -29,7 +30,7 @@ ROUNDS = 10
 SIZE = 64
 """Calls of a batch."""
 WARM_UP = 4
-"""First batches of a run, which are not counted: the emulator translates the guest's code in them."""
+"""First batches of a run, which do not count: the emulator translates the guest's code in them."""
 RAM = 4 << 20
 TIMEOUT = 60.0
 DOORBELL_TARGET = 4.0
@@ -43,35 +44,6 @@ _OFFERED = {
     "hypercall-frame": Transport.HYPERCALL,
     "polled": Transport.POLLED,
 }
-
-
-@dataclass(frozen=True)
-class Row:
-    """One way of calling. Times are in microseconds."""
-
-    backend: str
-    arch: str
-    platform: str
-    transport: str
-    instruction: str
-    """What the guest traps by; empty: it does not."""
-    median: float
-    p99: float
-    per_second: float
-    """Calls."""
-    bare: float | None = None
-    """Median of the bare trap."""
-    ratio: float | None = None
-    """Whole call to bare trap, in the same rounds."""
-    target: float | None = None
-    """Of the ratio; of the median where there is none."""
-
-    @property
-    def met(self) -> bool | None:
-        """Whether the target is met; None where there is none."""
-        if self.target is None:
-            return None
-        return (self.median if self.ratio is None else self.ratio) <= self.target
 
 
 @dataclass(frozen=True)
@@ -136,23 +108,25 @@ def ways(architectures: Sequence[str]) -> Iterator[Way]:
 
 
 def find_program(arch: str) -> Program:
-    """The bench's guest, from build/guest below the current folder or one above. Raises LoadError."""
+    """The bench's guest, from build/guest here or above. Raises BenchError."""
     here = Path.cwd()
-    for above in (here, *here.parents, *Path(__file__).resolve().parents):
+    for above in (here, *here.parents):
         path = above / "build" / "guest" / arch / "bench.elf"
         if path.is_file():
             return read_program(path, arch)
-    raise LoadError(f"build/guest/{arch}/bench.elf must be there: `python guest/build.py bench`")
+    raise BenchError(
+        f"build/guest/{arch}/bench.elf must be there: build it with `python guest/build.py bench`"
+    )
 
 
 def measure(way: Way, calls: int) -> Row:
-    """Measure one way with about this many calls. Raises GuestError and LoadError."""
+    """Measure one way with about this many calls. Raises BenchError and GuestError."""
     program = find_program(way.arch)
     batches = max(calls // (ROUNDS * SIZE), 8) + WARM_UP
     singles = max(calls // ROUNDS, 100) + WARM_UP
     trap = way.trap()
     full: list[float] = []
-    alone: list[float] = []
+    single: list[float] = []
     bare: list[float] = []
     ratios: list[float] = []
     device = Bench()
@@ -168,14 +142,15 @@ def measure(way: Way, calls: int) -> Row:
         run = partial(_run, machine, device, _place(program))
         order = Order(batches, SIZE, what=CALL, path=PATHS[way.transport])
         for _ in range(ROUNDS):
+            whole = _each(run(order))
+            full += whole
             if trap is not None:
-                bare += (now := _each(_run_bare(program, replace(trap, batches=batches, size=SIZE))))
-            full += (whole := _each(run(order)))
-            if trap is not None:
-                ratios.append(median(whole) / median(now))
+                alone = _each(_run_bare(program, replace(trap, batches=batches, size=SIZE)))
+                bare += alone
+                ratios.append(median(whole) / median(alone))
             mark = median(_gaps(run(replace(order, size=0, batches=singles))))
             gaps = _gaps(run(replace(order, size=1, batches=singles)))
-            alone += [gap - mark for gap in gaps]
+            single += [gap - mark for gap in gaps]
     return Row(
         backend="unicorn",
         arch=way.arch,
@@ -183,18 +158,12 @@ def measure(way: Way, calls: int) -> Row:
         transport=way.transport,
         instruction=way.instruction,
         median=median(full),
-        p99=percentile(alone, 99),
+        p99=percentile(single, 99),
         per_second=1e6 * len(full) / sum(full),
         bare=median(bare) if bare else None,
         ratio=median(ratios) if ratios else None,
         target=way.target,
     )
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest of `values` that so many percent do not exceed."""
-    ordered = sorted(values)
-    return ordered[min(int(len(ordered) * percent / 100), len(ordered) - 1)]
 
 
 def _run(machine: Machine, device: Bench, place: int, order: Order) -> list[int]:
@@ -230,7 +199,7 @@ def _place(program: Program) -> int:
     for symbol in program.symbols:
         if symbol.name == SYMBOL:
             return symbol.address
-    raise LoadError(f"{program.path} must have the symbol {SYMBOL}: do not strip it")
+    raise BenchError(f"{program.path} must have the symbol {SYMBOL}: it must not be stripped")
 
 
 def _gaps(times: Sequence[int]) -> list[float]:
@@ -244,7 +213,3 @@ def _gaps(times: Sequence[int]) -> list[float]:
 def _each(times: Sequence[int]) -> list[float]:
     """Microseconds of each call or trap, on the average of each batch."""
     return [gap / SIZE for gap in _gaps(times)]
-
-
-Progress = Callable[[str], None]
-"""Told what is being measured."""

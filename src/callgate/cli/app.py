@@ -252,9 +252,9 @@ def bench(
 
 @app.command()
 def demo(
-    folder: Annotated[
-        Path, typer.Option(metavar="DIR", help="The examples' folder.")
-    ] = Path("examples"),
+    folder: Annotated[Path, typer.Option(metavar="DIR", help="The examples' folder.")] = Path(
+        "examples"
+    ),
 ) -> None:
     """Run every example on every architecture and platform; print what each transport did.
 

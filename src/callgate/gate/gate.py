@@ -53,6 +53,7 @@ from callgate.gate.abi import (
     round_up,
 )
 from callgate.gate.deadline import Deadline, Job
+from callgate.gate.tracing import refused_event, traced
 from callgate.gate.vectors import Binding, Slot, VectorTable
 from callgate.memory import anonymous
 from callgate.trace import Event, Trace
@@ -559,11 +560,11 @@ class Gate:
             count = flags >> 16
             binding = self.table.live.get(head >> 32)
             if flags & _UNKNOWN_FLAGS:
-                status = self._refuse(Status.BAD_FRAME, f"frame {index} has unknown flags")
+                status = self._refuse(head >> 32, Status.BAD_FRAME, f"frame {index} has unknown flags")
             elif binding is None or binding.target.gate is not self:
                 status = self._stale(head >> 32, binding)
             elif count > MAX_VALUES:
-                status = self._refuse(Status.BAD_COUNT, f"frame {index} claims {count} slots")
+                status = self._refuse(head >> 32, Status.BAD_COUNT, f"frame {index} claims {count} slots")
             else:
                 values = _VALUES[count](self.ram, base + 0x20)
                 payload = self._payloads[index]
@@ -594,12 +595,12 @@ class Gate:
         """The answer to a vector that is not a live one of this device."""
         # A live vector of another device is none of this one's.
         status = self.table.judge(vector) if binding is None else Status.NO_SUCH_VECTOR
-        return self._refuse(status, f"vector {vector:#x} leads to no call of this device")
+        return self._refuse(vector, status, f"vector {vector:#x} leads to no call of this device")
 
-    def _refuse(self, status: Status, sentence: str) -> Status:
+    def _refuse(self, vector: int, status: Status, sentence: str) -> Status:
         self.faults.note(status.name, sentence)
         if self._trace is not None:
-            self._trace(Event(self.device.spec.name, "call", "?", (), status.name, 0.0))
+            self._trace(refused_event(self.device.spec.name, vector, status))
         return status
 
     def execute(
@@ -698,6 +699,8 @@ class Router:
     def __init__(self, table: VectorTable, slots: int = abi.MAX_REGISTER_VALUES) -> None:
         self.table = table
         self.slots = slots
+        self.trace: Trace | None = None
+        """Told of calls that lead to no device."""
 
     def call(
         self, slot: Slot, vector: int, fetch: Callable[[int], tuple[int, ...]]
@@ -708,7 +711,10 @@ class Router:
         """
         binding = self.table.live.get(vector)
         if binding is None:
-            return self.table.judge(vector), ()
+            status = self.table.judge(vector)
+            if self.trace is not None:
+                self.trace(refused_event("no device", vector, status))
+            return status, ()
         target: Target | Doorbell = binding.target
         if target.registers > self.slots:
             return Status.BAD_FRAME, ()

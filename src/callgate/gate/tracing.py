@@ -9,6 +9,7 @@ from typing import Any
 
 from callgate.call import BOOL, BufferType, Call, CallRefused, Payload, Scalar, Stub
 from callgate.errors import DeviceError
+from callgate.gate.abi import Status
 from callgate.trace import Event, Trace
 
 
@@ -36,6 +37,11 @@ def traced(stub: Stub, call: Call, device: str, trace: Trace) -> Stub:
     return run
 
 
+def refused_event(device: str, vector: int, status: Status) -> Event:
+    """A call that was turned away by its vector."""
+    return Event(device, "call", f"vector {vector:#010x}", (), status.name, 0.0)
+
+
 class _Place:
     """A buffer, as a trace shows it."""
 
@@ -46,9 +52,7 @@ class _Place:
         return self._shown
 
 
-def _arguments(
-    call: Call, values: tuple[int, ...], payload: memoryview | None
-) -> Iterator[object]:
+def _arguments(call: Call, values: tuple[int, ...], payload: memoryview | None) -> Iterator[object]:
     slots = iter(values)
     for parameter in call.parameters:
         kind, slot = parameter.type, next(slots)

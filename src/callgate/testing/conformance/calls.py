@@ -357,7 +357,7 @@ class CallTests:
         assert rig.door.read(device._base + HEADER.offset("watching"), 4) in (0, 1)
         frame, vector = device._frames[0], device.calls["add"].vector
         for _ in range(_TRIES):
-            device.ring(1, Transport.MMIO)  # An idle frame: it only wakes the watcher.
+            device.invoke(vector, (0, 0), transport=Transport.MMIO)  # The doorbell wakes the host.
             if not _until(rig, lambda: device.watched):
                 continue
             frame.submit(vector, 2 << 16, (2, 40))

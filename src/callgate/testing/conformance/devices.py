@@ -161,7 +161,7 @@ class Store(Device):
 
     id = VENDOR, 0x10F3
     main = Bar(0, 0x1000)
-    memory = Bar(1, 0x2000, ram=True)
+    shared = Bar(1, 0x2000, ram=True)
     hooked = Bar(2, 0x100, width=64, prefetchable=True)
     ports = Bar(4, 0x20, kind="io")
 

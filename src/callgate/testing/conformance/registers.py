@@ -144,7 +144,7 @@ class RegisterTests:
         rig = make(Store())
         store = cast(Store, rig.devices[0])
         function = rig.function(store)
-        shared = store.bar_memory(Store.memory)
+        shared = store.bar_memory(Store.shared)
         for size in (1, 2, 4, 8):
             value = 0x8877_6655_4433_2211 & ONES >> 64 - 8 * size
             function.write(1, 0x40 * size, size, value)
