@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -231,10 +231,8 @@ def test_an_endless_loop_is_answered_in_time_and_ended(caplog: pytest.LogCapture
 def test_a_model_that_catches_exceptions_is_ended_too() -> None:
     def stubborn() -> int:
         while True:
-            try:
+            with suppress(Exception):
                 forever()
-            except Exception:
-                pass
 
     assert Rig(Work(stubborn)).call("run") == (Status.TIMED_OUT, ())
     until(lambda: not handlers())

@@ -73,7 +73,7 @@ def test_a_bar_that_cannot_be(bar: Callable[[], Bar], rule: str) -> None:
         Bar(0, 256, "io"),
         Bar(0, 4096, ram=True, prefetchable=True),
     ],
-    ids=repr,
+    ids=["smallest", "largest 32", "largest 64", "smallest io", "largest io", "ram"],
 )
 def test_a_bar_at_the_limit_of_a_rule(bar: Bar) -> None:
     assert [one.size for one in body(window=bar).spec.bars] == [bar.size]

@@ -154,7 +154,7 @@ def test_a_driver_that_did_not_accept_polled_does_not_wake_it() -> None:
 
 def test_a_driver_that_accepts_while_it_watches_is_watched_too() -> None:
     busy, late = Driver(), Driver(polled=False)
-    with Watcher([busy.gate, late.gate], linger=5):
+    with Watcher([busy.gate, late.gate], linger=30):
         busy.call(1)
         until(lambda: busy.watching)
         assert late.call(1) == 2
