@@ -100,7 +100,6 @@ def read_program(path: Path | str, arch: str | None = None) -> Program:
 
 def parse_program(data: bytes, path: Path, arch: str | None = None) -> Program:
     """Like `read_program`, for what the file holds."""
-    from elftools.common.exceptions import ELFError
     from elftools.elf.elffile import ELFFile
 
     try:
@@ -124,7 +123,9 @@ def parse_program(data: bytes, path: Path, arch: str | None = None) -> Program:
         if any(len(segment.data) > segment.size for segment in segments):
             raise LoadError(f"{path.name} must not have segments with more bytes than memory")
         return Program(path, own, file["e_entry"], segments, _symbols(file))
-    except (ELFError, ValueError, KeyError, UnicodeDecodeError) as error:
+    except LoadError:
+        raise
+    except Exception as error:  # pyelftools raises whatever it stumbles over in a damaged file.
         raise LoadError(f"{path.name} must be an ELF executable: {error}") from error
 
 
@@ -143,9 +144,11 @@ def _architecture(file: Any, name: str) -> str:
 
 
 def _symbols(file: Any) -> tuple[Symbol, ...]:
+    from elftools.elf.sections import SymbolTableSection
+
     found: dict[int, Symbol] = {}
     table = file.get_section_by_name(".symtab")
-    for symbol in table.iter_symbols() if table is not None else ():
+    for symbol in table.iter_symbols() if isinstance(table, SymbolTableSection) else ():
         # Some are the assembler's own: $x and $d (ELF for the Arm Architecture, 4.5.4), .L0.
         if symbol["st_shndx"] in ("SHN_UNDEF", "SHN_ABS") or symbol.name.startswith(("$", ".")):
             continue

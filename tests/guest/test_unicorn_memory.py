@@ -3,6 +3,7 @@
 
 import random
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,7 +33,7 @@ class Recorder(Device):
 
     id = 0x1AF4, 0x10F0
     trapped = Bar(0, 0x2000)
-    shared = Bar(1, 0x2000, ram=True)
+    shared = Bar(1, 0x4000, ram=True)
     ports = Bar(2, 16, "io")
 
     def __init__(self) -> None:
@@ -172,12 +173,18 @@ def test_nothing_reads_all_ones_and_drops_writes(compile_c: Build, arch: str) ->
         assert faults["memory read"] == faults["memory write"] >= 150
 
 
-def test_nothing_at_the_end_of_the_address_space(compile_c: Build) -> None:
-    with Machine(guest=compile_c("x86_64", MATRIX), timeout=20) as machine:
+def test_nothing_at_the_end_of_the_address_space(compile_c: Build, arch: str) -> None:
+    with Machine(guest=compile_c(arch, MATRIX), timeout=20) as machine:
         probe = Probe(machine)
-        assert probe((1 << 64) - 8, 8) == (1 << 64) - 1
         assert probe(0xFFFF_FFFF, 1) == 0xFF
-        assert probe(1 << 52, 4) == 0xFFFF_FFFF
+        if machine.board.bits == 64:
+            assert probe((1 << 64) - 4104, 8) == (1 << 64) - 1
+        if arch == "x86_64":
+            assert probe((1 << 64) - 8, 8) == (1 << 64) - 1
+        elif machine.board.bits == 64:
+            # Here the library gives up.
+            with pytest.raises(GuestError, match="the last page of the address space"):
+                probe((1 << 64) - 8, 8)
 
 
 def test_a_window_of_memory_is_shared_without_traps(compile_c: Build, arch: str) -> None:
@@ -360,12 +367,13 @@ def test_memory_may_come_and_go_while_the_guest_runs(compile_c: Build, arch: str
     int main(void)
     {
         u32 place = RAM + 0x4000000;
-        for (int round = 0; round < 5; round++) {
+        for (u32 round = 1; round <= 5; round++) {
             while (MEM(u32, place) == ~0u)
                 ;
             MEM(u32, place + 4) = 0x600d;
             while (MEM(u32, place) != ~0u)
                 ;
+            MEM(u32, RAM + 0x8000) = round;
         }
         return 0;
     }
@@ -374,12 +382,14 @@ def test_memory_may_come_and_go_while_the_guest_runs(compile_c: Build, arch: str
         place = machine.board.ram + 0x400_0000
 
         def change() -> None:
-            for _ in range(5):
+            for number in range(1, 6):
                 more = anonymous(0x10000)
                 machine.memory.add(place, more)
                 while more[4:8] != b"\x0d\x60\0\0":
-                    pass
+                    time.sleep(0.001)
                 machine.memory.remove(place)
+                while machine.memory.read(machine.board.ram + 0x8000, 1)[0] != number:
+                    time.sleep(0.001)
 
         thread = threading.Thread(target=change)
         thread.start()
@@ -414,11 +424,12 @@ def test_a_device_reads_and_writes_the_guests_own_memory(compile_c: Build, arch:
 
 
 def test_code_in_a_device_is_no_code(compile_c: Build, arch: str) -> None:
-    source = "int main(void) { COMMAND = 6; ((void (*)(void))(word)BAR(0))(); return 0; }"
-    with Machine(Recorder(), guest=compile_c(arch, source), timeout=10) as machine:
-        base = machine.functions[0].bars[0].address
-        with pytest.raises(GuestError, match=f"no memory but a device, at {base:#x}"):
-            machine.run()
+    for touch in "", "(void)MEM(u32, bar);":
+        source = f"int main(void) {{ u32 bar = BAR(0); {touch} ((void (*)(void))(word)bar)(); }}"
+        with Machine(Recorder(), guest=compile_c(arch, source), timeout=10) as machine:
+            base = machine.functions[0].bars[0].address
+            with pytest.raises(GuestError, match=f"^The guest jumped .* no memory.*, at {base:#x}"):
+                machine.run()
 
 
 def test_a_bug_of_ours_comes_out(compile_c: Build, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,7 @@ from callgate.pci import config as space
 from callgate.pci.function import Function
 from callgate.register import Register
 from callgate.timers import Timers
+from callgate.trace import Event
 
 FREE, READY, RUNNING, DONE = FrameState
 MASTER = space.COMMAND_MEMORY | space.COMMAND_MASTER
@@ -674,9 +675,15 @@ class Everything(Sample):
     frame_size = 256
 
 
-FUZZED = Rig(Everything())
+def shown(event: Event) -> None:
+    assert str(event)
+
+
+TABLE = VectorTable()
+FUZZED = Rig(Everything(), TABLE)
+TRACED = Rig(Everything(), TABLE, trace=shown)
 FUZZED_VECTORS = [
-    *(FUZZED.vector(one.name) for one in Everything.spec.calls),
+    *(rig.vector(one.name) for rig in (FUZZED, TRACED) for one in Everything.spec.calls),
     FUZZED.header["doorbell_vector"],
     FUZZED.gate.bind("poke"),
 ]
@@ -691,6 +698,7 @@ FUZZED_VECTORS = [
     state=st.sampled_from([READY, READY, READY, None]),
     index=st.integers(0, 5),
     page=st.booleans(),
+    rig=st.sampled_from([FUZZED, TRACED]),
 )
 def test_a_frame_full_of_random_bytes(
     content: bytes,
@@ -701,9 +709,9 @@ def test_a_frame_full_of_random_bytes(
     state: FrameState | None,
     index: int,
     page: bool,
+    rig: Rig,
 ) -> None:
     """It never raises, is answered if it was READY, and nothing outside of the frame is touched."""
-    rig = FUZZED
     frame = bytearray(content)
     for offset, form, value in (
         (0, "<I", state),

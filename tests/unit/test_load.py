@@ -78,7 +78,7 @@ def test_what_a_file_imports_or_leaves_unfinished_does_not_count(write: Write) -
             '''Without an id.'''
         """
     )
-    with pytest.raises(LoadError, match="must define a subclass of callgate.Device with an id"):
+    with pytest.raises(LoadError, match=r"must define a subclass of .* with an id"):
         load_device_class(path)
     with pytest.raises(LoadError, match="must define the Device Mixin; it defines none"):
         load_device_class(f"{path}:Mixin")
@@ -129,8 +129,10 @@ def test_a_file_that_raises(write: Write, line: str) -> None:
 
 
 def test_a_file_that_ends_the_program(write: Write) -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(LoadError, match="must do nothing but define devices when it is imported"):
         load_device_class(write("raise SystemExit(3)"))
+    with pytest.raises(KeyboardInterrupt):
+        load_device_class(write("raise KeyboardInterrupt"))
 
 
 def test_a_failed_file_leaves_no_module_behind(write: Write) -> None:
@@ -144,7 +146,9 @@ def test_a_failed_file_leaves_no_module_behind(write: Write) -> None:
 
 def test_a_file_that_changed_is_executed_anew(write: Write) -> None:
     first = load_device_class(write(ONE))
-    second = load_device_class(write(ONE.replace("0x10F0", "0x10F1") + "# longer"))
+    second = load_device_class(
+        write(ONE.replace("0x10F0", "0x10F1").replace("A device", "Another device"))
+    )
     assert (first.id, second.id) == ((0x1AF4, 0x10F0), (0x1AF4, 0x10F1))
 
 

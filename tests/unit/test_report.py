@@ -141,10 +141,12 @@ def test_an_exception_that_cannot_be_shown(caplog: pytest.LogCaptureFixture) -> 
 def test_from_several_threads(caplog: pytest.LogCaptureFixture) -> None:
     bugs = Bugs()
     error = caught(divide)
-    threads = [
-        threading.Thread(target=lambda: [bugs.report("x", error) for _ in range(50)])
-        for _ in range(4)
-    ]
+
+    def report() -> None:
+        for _ in range(50):
+            bugs.report("x", error)
+
+    threads = [threading.Thread(target=report) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -6,7 +6,7 @@ from callgate.driver.directory import Directory, Entry, NotAGate
 from callgate.driver.door import DmaMemory, Door
 from callgate.driver.pci import Interrupt, PciFunction
 
-open = open_device  # noqa: A001  `callgate.driver.open("adder", door)` reads as it should
+open = open_device
 
 __all__ = [
     "Directory",

@@ -5,9 +5,9 @@
     device.add(2, 40)                       # 42
 
 Arguments and results are Python's: int, bool, bytes; for buffers anything with the buffer protocol
-(copied to DMA memory and, for `out` and `inout`, back) or a `DmaMemory` (used as it is). Integers are
-taken modulo 2^64, as C does; the host refuses what does not fit the argument's type. A status other
-than OK raises the `CallError` of that name.
+(copied to DMA memory and, for `out` and `inout`, back) or a `DmaMemory` (used as it is). Integers
+are taken modulo 2^64, as C does; the host refuses what does not fit the argument's type. A status
+other than OK raises the `CallError` of that name.
 """
 
 from __future__ import annotations
@@ -78,6 +78,10 @@ class GateDevice:
     Vectors that turn out to be revoked are looked up again by name, as long as the signature is
     still the same; `relookup=False` leaves that to the caller, who then sees `Revoked` and calls
     `refresh`. From any thread, where the door is.
+
+    `function` and `place` are where it was found, `directory` what it offers, `features` what was
+    agreed on; `base` and `doorbell` are the addresses of the gate and its doorbell page, `frames`
+    its frames.
     """
 
     def __init__(
@@ -90,7 +94,7 @@ class GateDevice:
         relookup: bool = True,
     ) -> None:
         self._kept: set[str] = set()
-        self._base = 0
+        self.base = 0
         self._lock = Lock()
         self._spare: dict[int, list[int]] = {}
         self.function = function
@@ -112,14 +116,16 @@ class GateDevice:
         return self.directory.entries
 
     def refresh(self) -> None:
-        """Look anew where the gate is and what it offers: after Revoked, after a reset of the
-        device, and after its BARs moved."""
+        """Look anew where the gate is and what it offers.
+
+        To be called after Revoked, after a reset of the device, and after its BARs moved.
+        """
         base = self.function.bar(self.place.bar).address + self.place.offset
-        self._doorbell = base + self.place.doorbell
+        self.doorbell = base + self.place.doorbell
         self._port = self._find_port()
         self.directory: Directory = read_directory(self.function, self.place)
         self.features = self._negotiate()
-        if base != self._base:
+        if base != self.base:
             self._take_place(base)
         self._forget_quick()
 
@@ -127,11 +133,11 @@ class GateDevice:
         door = self.function.door
         first, count, size = self.directory.frames
         with self._lock:
-            self._base = base
-            self._frames = [
+            self.base = base
+            self.frames = [
                 Frame(door, index, base + first + index * size, size) for index in range(count)
             ]
-            self._free = list(reversed(self._frames))
+            self._free = list(reversed(self.frames))
             self._lost: list[Frame] = []
         self._header = door.map(base, HEADER.size)
 
@@ -145,11 +151,11 @@ class GateDevice:
 
     def _negotiate(self) -> Feature:
         door = self.function.door
-        door.write(self._doorbell + DoorbellRegister.VERSION, 4, VERSION)
-        if door.read(self._doorbell + DoorbellRegister.VERSION, 4) != VERSION:
+        door.write(self.doorbell + DoorbellRegister.VERSION, 4, VERSION)
+        if door.read(self.doorbell + DoorbellRegister.VERSION, 4) != VERSION:
             raise errors.CallgateError(f"{self.function} must speak version 1.0 of the call ABI")
-        door.write(self._doorbell + DoorbellRegister.FEATURES, 4, int(self.directory.features))
-        return Feature(door.read(self._doorbell + DoorbellRegister.FEATURES, 4) & 0xF)
+        door.write(self.doorbell + DoorbellRegister.FEATURES, 4, int(self.directory.features))
+        return Feature(door.read(self.doorbell + DoorbellRegister.FEATURES, 4) & 0xF)
 
     @property
     def transport(self) -> Transport | None:
@@ -164,8 +170,8 @@ class GateDevice:
     def transport(self, transport: Transport | None) -> None:
         if transport is not None and not transport & self.place.transports:
             raise errors.BackendError(
-                f"The transport must be one that the platform offers, {self.place.transports!r}, "
-                f"not {transport!r}"
+                f"The transport must be one that the platform offers, "
+                f"{_names(self.place.transports)}, not {_names(transport)}"
             )
         self._transport = transport
         self._forget_quick()
@@ -176,7 +182,7 @@ class GateDevice:
 
     def notify(self, name: str) -> None:
         """Run a one-way call without arguments through the NOTIFY doorbell."""
-        address = self._doorbell + DoorbellRegister.NOTIFY
+        address = self.doorbell + DoorbellRegister.NOTIFY
         self.function.door.write(address, 4, self.calls[name].vector)
 
     # --- calls by name ---------------------------------------------------------------------------
@@ -197,8 +203,10 @@ class GateDevice:
             self.__dict__.pop(self._kept.pop(), None)
 
     def _quick(self, entry: Entry) -> Callable[..., Any] | None:
-        """The call as one function with everything looked up beforehand, where it is numbers only
-        and the platform's registers carry it. None: `call` does it."""
+        """The call as one function with everything looked up beforehand.
+
+        That is for numbers that the platform's registers carry. None: `call` does it.
+        """
         if (
             not entry.vector
             or not self.in_registers(entry)
@@ -335,7 +343,7 @@ class GateDevice:
                 self._lost = [each for each in self._lost if each not in self._free]
             if not self._free:
                 raise errors.Busy(
-                    f"{self.name} has {len(self._frames)} frames, and as many callers at once"
+                    f"{self.name} has {len(self.frames)} frames, and as many callers at once"
                 )
             return self._free.pop()
 
@@ -343,7 +351,7 @@ class GateDevice:
         # A frame that the host still has may yet be written to.
         settled = frame.state not in (_READY, _RUNNING)
         with self._lock:
-            if self._frames[frame.index] is frame:
+            if self.frames[frame.index] is frame:
                 (self._free if settled else self._lost).append(frame)
 
     # --- one call in the raw, for tests too -------------------------------------------------------
@@ -377,7 +385,7 @@ class GateDevice:
         at = HEADER.offset("watching")
         if self._header is not None:
             return self._header[at] == 1
-        return self.function.door.read(self._base + at, 4) == 1
+        return self.function.door.read(self.base + at, 4) == 1
 
     def invoke(
         self,
@@ -425,7 +433,7 @@ class GateDevice:
         if status and not self.watched:
             frame.state = _FREE  # The host has not looked, and will not.
             return status, 0, ()
-        self._wait(frame)
+        self.wait(frame)
         return frame.reply()
 
     def ring(self, index: int, transport: Transport) -> int:
@@ -442,10 +450,11 @@ class GateDevice:
             place = self.place
             return door.hypercall(place.instruction, place.selector, vector, (index,))[0]
         else:
-            door.write(self._doorbell, 4, index)
+            door.write(self.doorbell, 4, index)
         return Status.OK
 
-    def _wait(self, frame: Frame) -> None:
+    def wait(self, frame: Frame) -> None:
+        """Wait until the frame is DONE. Raises NoAnswer."""
         state = frame.state
         if state == _DONE:
             return
@@ -454,7 +463,7 @@ class GateDevice:
         while state != _DONE:
             if state == _FREE:
                 raise NoAnswer(f"{self.name} was reset during the call")
-            if door.read(self._doorbell, 4) == ONES:
+            if door.read(self.doorbell, 4) == ONES:
                 raise NoAnswer(f"{self.name} has gone: its doorbell page reads all ones")
             if time.monotonic() > end:
                 raise NoAnswer(f"{self.name} must answer within {self.timeout:g} s, and did not")
@@ -494,6 +503,10 @@ def _error(entry: Entry, status: int, code: int) -> Exception:
     return kind(f"{entry.text}: {Status(status).text}")
 
 
+def _names(transports: Transport) -> str:
+    return ", ".join(str(each.name).lower() for each in Transport if each & transports)
+
+
 def devices(door: Door) -> Iterator[PciFunction]:
     """All PCI functions that answer."""
     for address in door.functions():
@@ -507,11 +520,15 @@ def open_device(name: str, door: Door, **options: Any) -> GateDevice:
     """
     seen = []
     for function in devices(door):
-        place = find_gate(function)
-        if place is None:
+        try:
+            place = find_gate(function)
+            if place is None:
+                continue
+            function.enable(master=False)
+            found = read_directory(function, place).name
+        except LookupError as error:  # The next one may be sound.
+            seen.append(str(error))
             continue
-        function.enable()
-        found = read_directory(function, place).name
         if found == name:
             return GateDevice(function, place, **options)
         seen.append(found)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A door into a machine in this process: no processor, the driver's accesses go to the bus as they are.
+"""A door into a machine in this process: no processor, accesses go to the bus as they are.
 
 It is what the loopback backend offers, and works beside any other in-process machine that is not
 running.
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from callgate.driver.door import DmaMemory
+from callgate.driver.pci import answering
 from callgate.errors import DmaError
 from callgate.gate.abi import MAX_REGISTER_VALUES, Instruction, Status, round_up
 
@@ -44,12 +45,7 @@ class DirectDoor:
 
     def functions(self) -> Iterator[int]:
         """See `Door`."""
-        for slot in range(32):
-            header = self.config_read(slot << 3, 0x0E, 1)
-            for number in range(8 if header & 0x80 and header != 0xFF else 1):
-                function = slot << 3 | number
-                if self.config_read(function, 0, 2) != 0xFFFF:
-                    yield function
+        return answering(self.config_read)
 
     def config_read(self, function: int, offset: int, size: int) -> int:
         """See `Door`; through ECAM."""
@@ -91,7 +87,7 @@ class DirectDoor:
         with self._lock:
             gpa, end = self._next, self._next + round_up(max(length, 1), _ALIGN)
             if end > self._end:
-                raise MemoryError(f"{length} bytes for DMA are more than the machine's RAM has left")
+                raise MemoryError(f"{length} bytes for DMA are more than the RAM has left")
             self._next = end
         self._memory.write(gpa, bytes(length))
         return DmaMemory(gpa, length)

@@ -84,8 +84,10 @@ class Directory:
 
 
 def find_gate(function: PciFunction) -> GatePlace | None:
-    """The gate's place by config space alone, or None where there is no gate. Raises NotAGate for a
-    capability of ours that is damaged."""
+    """The gate's place by config space alone, or None where there is no gate.
+
+    Raises NotAGate for a capability of ours that is damaged.
+    """
     for kind, at in function.capabilities():
         if kind != CAP_VENDOR or function.config(at + 4, 4) != CAPABILITY_SIGNATURE:
             continue
@@ -96,7 +98,8 @@ def find_gate(function: PciFunction) -> GatePlace | None:
             raise NotAGate(f"{function}: the gate's capability must be of version 1")
         end = found["gate_offset"] + found["gate_length"]
         doorbell = found["doorbell_offset"]
-        if found["bar"] > 5 or end > 1 << 32 or doorbell + PAGE > found["gate_length"]:
+        sound = found["bar"] <= 5 and end <= 1 << 32 and doorbell + PAGE <= found["gate_length"]
+        if not sound or found["gate_offset"] % PAGE or doorbell % PAGE:
             raise NotAGate(f"{function}: the gate's capability contradicts itself")
         pio_bar = found["pio_bar"] if found["pio_bar"] <= 5 else None
         transports = Transport(found["transports"] & 0xF)
@@ -167,7 +170,7 @@ def _check(header: dict[str, Any], place: GatePlace, function: PciFunction) -> N
         header["signature"] == HEADER_SIGNATURE
         and header["version_major"] == 1
         and header["entry_size"] >= ENTRY.size
-        and header["entry_size"] % 4 == 0
+        and header["entry_size"] % 8 == header["directory_offset"] % 8 == 0
         and header["frame_size"] >= MIN_FRAME_SIZE >= FRAME.size
         and header["frame_size"] % 8 == header["frames_offset"] % 8 == 0
         and header["frame_count"] >= 1

@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from callgate.driver.door import DmaMemory, Door
 
 COMMAND = 0x04
 STATUS = 0x06
+HEADER_TYPE = 0x0E
 COMMAND_IO, COMMAND_MEMORY, COMMAND_MASTER, COMMAND_NO_INTX = 1, 2, 4, 0x400
 STATUS_INTERRUPT, STATUS_CAPABILITIES = 0x8, 0x10
+MULTIFUNCTION = 0x80
 CAP_VENDOR, CAP_MSIX = 0x09, 0x11
 _WAIT_STEP = 0.001
 
@@ -34,6 +36,7 @@ class Interrupt:
         self.index = index
         self._entry, self._word = function.msix_entry(index), function.door.allocate(64)
         door, entry, word = self._door, self._entry, self._word
+        self.mask(True)  # An entry must not be changed while it may be sent.
         door.write(entry, 4, word.gpa & 0xFFFFFFFF)
         door.write(entry + 4, 4, word.gpa >> 32)
         door.write(entry + 8, 4, 1)
@@ -84,10 +87,10 @@ class PciFunction:
         both = self.config(0, 4)
         return both & 0xFFFF, both >> 16
 
-    def enable(self) -> None:
-        """Turn on I/O and memory decoding and bus mastering."""
-        command = self.config(COMMAND, 2) | COMMAND_IO | COMMAND_MEMORY | COMMAND_MASTER
-        self.set_config(COMMAND, 2, command)
+    def enable(self, *, master: bool = True) -> None:
+        """Turn on I/O and memory decoding, and bus mastering unless `master` is false."""
+        command = self.config(COMMAND, 2) | COMMAND_IO | COMMAND_MEMORY
+        self.set_config(COMMAND, 2, command | COMMAND_MASTER * master)
 
     def capabilities(self) -> Iterator[tuple[int, int]]:
         """(id, offset) of each capability; stops at a chain that is no chain."""
@@ -158,3 +161,15 @@ class PciFunction:
     def allocate(self, length: int) -> DmaMemory:
         """Memory that the device can reach."""
         return self.door.allocate(length)
+
+
+def answering(config_read: Callable[[int, int, int], int]) -> Iterator[int]:
+    """Addresses of the functions of bus 0 that answer; `config_read` is that of a `Door`."""
+    for slot in range(32):
+        header = config_read(slot << 3, HEADER_TYPE, 1)
+        if header == 0xFF:
+            continue
+        for number in range(8 if header & MULTIFUNCTION else 1):
+            function = slot << 3 | number
+            if config_read(function, 0, 2) != 0xFFFF:
+                yield function

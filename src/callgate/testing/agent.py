@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from callgate.driver.door import DmaMemory
 from callgate.driver.frame import known
+from callgate.driver.pci import answering
 from callgate.errors import GuestError
 from callgate.gate.abi import MAX_REGISTER_VALUES, Instruction, round_up
 
@@ -51,13 +52,7 @@ class AgentDoor:
 
     def functions(self) -> Iterator[int]:
         """See `Door`."""
-        for slot in range(32):
-            header = self.config_read(slot << 3, 0x0E, 1)
-            if header == 0xFF:
-                continue
-            for number in range(8 if header & 0x80 else 1):
-                if self.config_read(slot << 3 | number, 0, 2) != 0xFFFF:
-                    yield slot << 3 | number
+        return answering(self.config_read)
 
     def config_read(self, function: int, offset: int, size: int) -> int:
         """See `Door`; by the mechanism that is usual on the board."""
@@ -111,7 +106,7 @@ class AgentDoor:
         self._machine.memory.write(gpa, data)
 
     def pause(self, seconds: float) -> None:
-        """See `Door`: wait, then let the guest run a little, and with it the timers that are due."""
+        """See `Door`: wait, then let the guest run a little, and with it timers that are due."""
         time.sleep(seconds)
         self._ask("m")
 

@@ -4,8 +4,8 @@
     with FakeGuest(Adder()) as guest:
         assert guest.open("adder").add(2, 40) == 42
 
-All of PCI is there (config space, BARs, MSI-X, DMA); only the processor is missing. Timers run when the
-test moves the clock.
+All of PCI is there (config space, BARs, MSI-X, DMA); only the processor is missing. Timers run when
+the test moves the clock.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _OPTIONS = {"on": "loopback", "watch": False}
 
 
 class FakeGuest:
-    """A loopback machine and the driver's door into it. Options are those of `Machine`.
+    """A loopback machine and the driver's door into it. Options are those of `Machine`, but `clock`.
 
     `memory` is the guest's RAM, `machine` the machine, `door` what `callgate.driver` works through.
     """
 
     def __init__(self, *devices: Device, **options: Any) -> None:
         self.clock = ManualClock()
-        self.machine = Machine(*devices, **{**_OPTIONS, "clock": self.clock, **options})
+        self.machine = Machine(*devices, clock=self.clock, **{**_OPTIONS, **options})
         self.memory = self.machine.memory
         self.door = DirectDoor(self.machine)
 
@@ -69,4 +69,4 @@ class FakeGuest:
         while (due := timers.next_due()) is not None and due <= end:
             self.clock.advance(max(0.0, due - self.clock()))
             timers.run_due()
-        self.clock.advance(end - self.clock())
+        self.clock.advance(max(0.0, end - self.clock()))

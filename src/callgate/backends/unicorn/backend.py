@@ -48,9 +48,13 @@ _HELD_BACK = 0.0002
 """Seconds after which a guest that had interrupts off is looked at again. The library does not tell
 when they go on."""
 _OUR_CODE = str(Path(__file__).parent)
+_LAST_PAGE = "The guest touched the last page of the address space, where nothing can be mapped"
 _SENTENCES = {
     uc.UC_ERR_FETCH_UNMAPPED: "The guest jumped to where there is no memory",
     uc.UC_ERR_FETCH_PROT: "The guest jumped to where there is no memory but a device",
+    uc.UC_ERR_READ_UNMAPPED: _LAST_PAGE,
+    uc.UC_ERR_WRITE_UNMAPPED: _LAST_PAGE,
+    uc.UC_ERR_MAP: _LAST_PAGE,
     uc.UC_ERR_INSN_INVALID: "The guest executed an invalid instruction",
 }
 

@@ -46,6 +46,9 @@ _CHUNKS = 64
 """Most trapped stretches at a time; a guest that touches more has the old ones mapped anew."""
 _ALIGNED = 8
 """Windows that begin and end on such bytes hold every aligned access wholly, or not at all."""
+_LAST_PAGE = (1 << 64) - PAGE
+"""The library finds nothing in a range that ends at 2^64."""
+_LAST_PHYSICAL = (1 << 52) - 1
 _NEAR = 16
 """How far from an access's address a piece of it may lie."""
 _FULL = (1 << 64) - 1
@@ -100,6 +103,11 @@ class AddressSpace:
             uc.UC_HOOK_MEM_READ_UNMAPPED | uc.UC_HOOK_MEM_WRITE_UNMAPPED,
             ON_ACCESS(self._on_unmapped),
         )
+        if system.board.arch == "x86_64":
+            # Addresses are 52 bits wide, so the last page is not that of 2^64; yet the library does
+            # not find it by its virtual address if it is mapped only in the middle of an access.
+            self._map_chunk(_LAST_PHYSICAL)
+            self._chunks.clear()
         self._rest = self._trap(self._system.mem_read, self._system.mem_write, 0, range(0))
         self.follow()
 
@@ -195,6 +203,11 @@ class AddressSpace:
             self._hooks[new] = self._trap(new.window.read, new.window.write, new.base, place)
         # The library asks the first hook that was added, so this has to be the last.
         self._untrap(self._rest)
+        if system.board.arch == "x86_64":
+            # Addresses are 52 bits wide, so the last page is not that of 2^64; yet the library does
+            # not find it by its virtual address if it is mapped only in the middle of an access.
+            self._map_chunk(_LAST_PHYSICAL)
+            self._chunks.clear()
         self._rest = self._trap(self._system.mem_read, self._system.mem_write, 0, range(0))
 
     def _trap(
@@ -257,6 +270,8 @@ class AddressSpace:
 
     def _on_unmapped(self, _: int, __: int, address: int, size: int, ___: int, ____: int) -> bool:
         try:
+            if address >= _LAST_PAGE:
+                return False
             self._map_chunk(address)
         except BaseException as error:
             self._fail(error)
@@ -269,7 +284,7 @@ class AddressSpace:
             for start in list(self._chunks):
                 self._drop_chunk(start)
         start = address & -_CHUNK
-        end = start + _CHUNK
+        end = min(start + _CHUNK, _LAST_PAGE)
         ecam = self._system.board.ecam
         taken = [(each.start, each.end) for each in (*self._plain, *self._planned)]
         for low, high in (*taken, *self._chunks.items(), (ecam.base, ecam.end)):

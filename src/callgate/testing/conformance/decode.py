@@ -11,7 +11,7 @@ from callgate.driver.pci import (
     PciFunction,
 )
 from callgate.gate.abi import Status
-from callgate.testing.conformance.devices import Bulk, Sums, Store
+from callgate.testing.conformance.devices import Bulk, Store, Sums
 from callgate.testing.conformance.fixtures import MakeRig
 from callgate.testing.conformance.rig import ONES, Rig
 
@@ -114,7 +114,7 @@ class DecodeTests:
         assert rig.door.read(high, 4) == 0x4433_2211
 
     def test_memory_decoding_off(self, make: MakeRig) -> None:
-        """All memory BARs read all ones and drop writes; I/O goes on. On again, all is as it was."""
+        """All memory BARs read all ones and drop writes; I/O goes on. Later all is as it was."""
         rig = make(Store())
         function = rig.function(rig.devices[0])
         registers, memory = function.bar(0).address, function.bar(1).address

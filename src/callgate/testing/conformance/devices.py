@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The devices that the suite plugs in. Each is small: over some doors every byte costs an access."""
+"""The devices that the suite plugs in, small ones: over some doors every byte costs an access."""
 
 # ruff: noqa: D102  (what a call does is its name, and its one line)
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import threading
 import time
+from typing import Any
 
 from callgate.call import (
     BufferIn,
@@ -75,7 +76,7 @@ class Values(Device):
     id = VENDOR, 0x10F1
     frames = 2
 
-    seen: object = None
+    seen: Any = None
 
     @call
     def unsigned(self, a: u8, b: u16, c: u32, d: u64) -> tuple[u64, u32, u16, u8]:
@@ -262,7 +263,7 @@ class Held(Device):
 
     @call
     def hold(self) -> u32:
-        binding = self.plugged.gate.binding("hold")  # type: ignore[union-attr, attr-defined]
+        binding = self.plugged.gate.binding("hold")  # type: ignore[union-attr]
         self.entered.set()
         end = time.monotonic() + 10
         while binding.refusal is None and time.monotonic() < end:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from callgate.driver.device import GateDevice, open_device
+from callgate.driver.device import open_device
 from callgate.driver.directory import find_gate
 from callgate.driver.pci import CAP_MSIX, CAP_VENDOR, PciFunction
 from callgate.gate.abi import (
@@ -204,10 +204,9 @@ class DiscoveryTests:
         """The host echoes a version that it speaks, and keeps the features that it knows."""
         rig = make(Sums())
         device = rig.open(rig.devices[0])
-        doorbell = _doorbell(device)
-        version, features = (
-            doorbell + register for register in (DoorbellRegister.VERSION, DoorbellRegister.FEATURES)
-        )
+        doorbell = device.doorbell
+        version = doorbell + DoorbellRegister.VERSION
+        features = doorbell + DoorbellRegister.FEATURES
         assert device.features == device.directory.features
         assert device.features >= Feature.NOTIFY | Feature.CHANGE_INTERRUPT | Feature.DONE_INTERRUPT
         read, write = rig.door.read, rig.door.write
@@ -225,7 +224,7 @@ class DiscoveryTests:
         """Which is even at rest, and changes with every binding."""
         rig = make(Sums())
         device = rig.open(rig.devices[0])
-        doorbell = _doorbell(device)
+        doorbell = device.doorbell
         before = rig.door.read(doorbell, 4)
         assert before == device.directory.generation
         assert before % 2 == 0
@@ -235,7 +234,3 @@ class DiscoveryTests:
         assert after not in (before, _ALL_ONES)
         device.refresh()
         assert device.directory.generation == after
-
-
-def _doorbell(device: GateDevice) -> int:
-    return device.function.bar(device.place.bar).address + device.place.offset + device.place.doorbell

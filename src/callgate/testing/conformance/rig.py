@@ -90,9 +90,14 @@ class InterruptedDoor(Protocol):
 
 
 class Rig:
-    """A machine with `devices` in slots 1, 2, ..., and a `door` into it; a `with` block closes it."""
+    """A machine with `devices` in slots 1, 2, ..., and a `door` into it.
 
-    def __init__(self, case: Case, machine: Machine, door: Door, devices: tuple[Device, ...]) -> None:
+    A `with` block closes it.
+    """
+
+    def __init__(
+        self, case: Case, machine: Machine, door: Door, devices: tuple[Device, ...]
+    ) -> None:
         self.case = case
         self.machine = machine
         self.door = door
@@ -158,9 +163,7 @@ class Rig:
         self._closing.callback(function.close)
         machine.bus.plug(function, slot, number)
         bars, ports = machine.board.bars, machine.board.ports
-        machine.bus.assign(
-            memory=range(bars.base, bars.end), ports=range(ports.base, ports.end)
-        )
+        machine.bus.assign(memory=range(bars.base, bars.end), ports=range(ports.base, ports.end))
         return PciFunction(self.door, slot << 3 | number)
 
     def reset(self) -> None:
@@ -171,8 +174,10 @@ class Rig:
 
 
 def make_rig(case: Case, guests: Path, *devices: Device, **options: Any) -> Rig:
-    """A rig on an in-process machine. Options are those of `Machine`; `guests` is where
-    `guest/build.py` puts what it builds. Raises FileNotFoundError when it has not."""
+    """A rig on an in-process machine. Options are those of `Machine`.
+
+    `guests` is where `guest/build.py` puts what it builds. Raises FileNotFoundError if it has not.
+    """
     has_processor = backend(case.backend).has_processor
     agent = guests / case.arch / "agent.elf"
     if has_processor and not agent.exists():

@@ -41,8 +41,11 @@ class ConformanceSuite(
     """Where `guest/build.py` put the agent, one folder for each architecture."""
 
     def make_rig(self, case: Case, *devices: Device, **options: Any) -> Rig:
-        """A machine with these devices and a door into it. Override it for a backend whose guest is
-        not the agent, or runs elsewhere: a `Rig` takes any `Door`."""
+        """A machine with these devices and a door into it. Options are those of `Machine`.
+
+        Override it for a backend whose guest is not the agent, or runs elsewhere: a `Rig` takes any
+        `Door`.
+        """
         try:
             return make_rig(case, self.guests, *devices, **options)
         except FileNotFoundError as error:
