@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar, overload
 
 from callgate.errors import DeclarationError, DmaError
 from callgate.gate.abi import (
+    FRAME,
     MAX_REGISTER_VALUES,
     MAX_VALUES,
     NAME_LENGTH,
@@ -393,6 +394,9 @@ class ResultMisfit(Exception):
 
 Stub: TypeAlias = Callable[[tuple[int, ...], "memoryview | None"], tuple[Any, ...]]
 """(argument slots, the frame's payload or None) -> results: numbers as slots, bytes as they are."""
+FrameStub: TypeAlias = Callable[[memoryview, "memoryview | None"], None]
+"""(the frame as 64-bit words, its payload): reads argument slots and writes result slots there."""
+_VALUES = FRAME.offset("values") // 8
 
 
 def compile_stub(call: Call, device: Device) -> Stub:
@@ -402,6 +406,36 @@ def compile_stub(call: Call, device: Device) -> Stub:
     comparison for each argument, no loop and no look-up of types. It raises CallRefused,
     ResultMisfit, DmaError, or whatever the method raises. The caller guarantees the slot count.
     """
+    slots, lines, results, scope = _body(call, device)
+    if slots:
+        lines.insert(0, f"{', '.join(slots)}, = values")
+    lines.append(f"return ({''.join(f'{name}, ' for name in results)})")
+    stub: Stub = _compiled(call, "values", lines, scope)
+    return stub
+
+
+def compile_frame_stub(call: Call, device: Device) -> FrameStub | None:
+    """Like `compile_stub`, straight from a frame and back into it.
+
+    Nothing is written if it raises. None for a call that returns bytes.
+    """
+    if call.flags & CallFlag.PAYLOAD_OUT:
+        return None
+    slots, lines, results, scope = _body(call, device)
+    lines[:0] = [f"{name} = quads[{_VALUES + at}]" for at, name in enumerate(slots)]
+    lines += [f"quads[{_VALUES + at}] = {name}" for at, name in enumerate(results)]
+    stub: FrameStub = _compiled(call, "quads", lines, scope)
+    return stub
+
+
+def _compiled(call: Call, parameter: str, lines: list[str], scope: dict[str, Any]) -> Any:
+    source = f"def stub({parameter}, payload):\n" + "".join(f"    {line}\n" for line in lines)
+    exec(compile(source, f"<callgate stub of {call.text}>", "exec"), scope)
+    return scope["stub"]
+
+
+def _body(call: Call, device: Device) -> tuple[list[str], list[str], list[str], dict[str, Any]]:
+    """Names of argument slots, lines from these to the results, names of the results, globals."""
     scope: dict[str, Any] = {
         "method": getattr(device, call.attribute),
         "refuse": _refuse_value,
@@ -425,28 +459,21 @@ def compile_stub(call: Call, device: Device) -> Stub:
             slots.append(f"{name}n")
             scope[f"{name}d"] = kind.direction
             lines.append(f"{name} = buffer({parameter.name!r}, {name}, {name}n, {name}d)")
-    if slots:
-        lines.insert(0, f"{', '.join(slots)}, = values")
     invocation = f"method({', '.join(arguments)})"
-    if not call.results:
-        lines += [f"r = {invocation}", "if r is not None: misfit(call, r)", "return ()"]
+    results = [f"r{number}" for number in range(len(call.results))]
+    if not results:
+        lines += [f"r = {invocation}", "if r is not None: misfit(call, r)"]
+    elif not call.several:
+        lines.append(f"r0 = {invocation}")
     else:
-        names = [f"r{number}" for number in range(len(call.results))]
-        if not call.several:
-            lines.append(f"r0 = {invocation}")
-        else:
-            lines += [
-                f"r = {invocation}",
-                f"if not isinstance(r, tuple) or len(r) != {len(names)}: misfit(call, r)",
-                f"{', '.join(names)}, = r",
-            ]
-        for name, result in zip(names, call.results, strict=True):
-            lines += _result_lines(name, result)
-        lines.append(f"return ({', '.join(names)},)")
-    source = "def stub(values, payload):\n" + "".join(f"    {line}\n" for line in lines)
-    exec(compile(source, f"<callgate stub of {call.text}>", "exec"), scope)
-    stub: Stub = scope["stub"]
-    return stub
+        lines += [
+            f"r = {invocation}",
+            f"if not isinstance(r, tuple) or len(r) != {len(results)}: misfit(call, r)",
+            f"{', '.join(results)}, = r",
+        ]
+    for name, result in zip(results, call.results, strict=True):
+        lines += _result_lines(name, result)
+    return slots, lines, results, scope
 
 
 def _scalar_lines(name: str, kind: Scalar, shown: str, scope: dict[str, Any]) -> Iterator[str]:
@@ -510,6 +537,15 @@ def _take_buffer(memory: Memory, name: str, gpa: int, length: int, way: Directio
     except DmaError as error:
         raise CallRefused(Status.BAD_BUFFER, f"{name}: {error}") from None
     return Buffer(memory, gpa, length, way)
+
+
+def placing(stub: Stub) -> Stub:
+    """The stub of a call that returns bytes, with slots for all of its results."""
+
+    def run(values: tuple[int, ...], payload: memoryview | None) -> tuple[Any, ...]:
+        return place_results(stub(values, payload), payload)
+
+    return run
 
 
 def place_results(results: tuple[Any, ...], payload: memoryview | None) -> tuple[int, ...]:

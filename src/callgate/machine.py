@@ -179,6 +179,10 @@ class Machine:
         Returns that line without its end. Raises as `run` does; without a `timeout`, the guest has
         10 seconds.
         """
+        if not self.backend.has_processor:
+            raise BackendError(
+                f"The backend {self.backend.name} has no guest to exchange lines with"
+            )
         self._need_guest()
         console = self.console
         start = len(console.output)

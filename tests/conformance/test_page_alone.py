@@ -34,6 +34,7 @@ from callgate import (
     u32,
     u64,
 )
+from callgate.pci.bus import Place
 
 # --- The platform, and PCI -----------------------------------------------------------------------
 
@@ -45,7 +46,6 @@ COMMAND, STATUS, BAR0, CAPABILITIES = 0x04, 0x06, 0x10, 0x34
 IO_DECODE, MEMORY_DECODE, BUS_MASTER = 1, 2, 4
 HAS_CAPABILITIES = 1 << 4
 MSIX_ENABLE = 1 << 15
-PCI_EXPRESS = 0x10
 MSIX = 0x11
 
 # --- docs/abi.md ---------------------------------------------------------------------------------
@@ -376,21 +376,9 @@ class Driver:
         pio: bool = False,
     ) -> Answer:
         self.fill(vector, values, payload, index=index, flags=flags, count=count)
-        if not (
-            self.accepted & FEATURE_POLLED and self.hardware.mem_read(self.gate + WATCHING, 4)
-        ):
+        if not (self.accepted & FEATURE_POLLED and self.hardware.mem_read(self.gate + WATCHING, 4)):
             (self.ring_pio if pio else self.ring)(index)
         return self.wait(index)
-
-    def reset(self) -> None:
-        """Function-level reset, which is PCI's own."""
-        place = next(place for kind, place in self.config.capabilities() if kind == PCI_EXPRESS)
-        assert self.config.read(place + 4, 4) & 1 << 28, "FLR is not offered"
-        saved = [self.config.read(BAR0 + 4 * index, 4) for index in range(6)]
-        self.config.write(place + 8, 2, self.config.read(place + 8, 2) | 1 << 15)
-        for index, value in enumerate(saved):
-            self.config.write(BAR0 + 4 * index, 4, value)
-        self.config.write(COMMAND, 2, IO_DECODE | MEMORY_DECODE | BUS_MASTER)
 
     def enable_msix(self, table_index: int, address: int, data: int) -> None:
         place = next(place for kind, place in self.config.capabilities() if kind == MSIX)
@@ -424,8 +412,6 @@ class Sample(Device):
     def __init__(self) -> None:
         self.pinged = 0
         self.kept = 0
-        self.entered = threading.Event()
-        self.leave = threading.Event()
 
     @call
     def add(self, a: u64, b: u64) -> u64:
@@ -476,11 +462,6 @@ class Sample(Device):
         while True:
             time.sleep(0.001)
 
-    @call
-    def block(self) -> None:
-        self.entered.set()
-        self.leave.wait(5)
-
     @call(one_way=True)
     def ping(self) -> None:
         self.pinged += 1
@@ -498,6 +479,22 @@ class Other(Device):
     @call
     def one(self) -> u8:
         return 1
+
+
+class Slow(Device):
+    """A device that answers when it is told to."""
+
+    id = 0x1AF4, 0x10F5
+    parallel = True
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.leave = threading.Event()
+
+    @call
+    def block(self) -> None:
+        self.entered.set()
+        self.leave.wait(5)
 
 
 ADD = "add(u64,u64)->u64"
@@ -519,6 +516,22 @@ SIGNATURES = {
 }
 
 
+class Host(Protocol):
+    """What the host side may do to a device's calls."""
+
+    def bind(self, name: str) -> int: ...
+    def revoke(self, name: str) -> None: ...
+    def deny(self, *names: str) -> None: ...
+    def allow(self, *names: str) -> None: ...
+    def limit(self, name: str, *, per_second: float | None) -> None: ...
+
+
+def host(machine: Machine, device: int = 0) -> Host:
+    gate = machine.functions[device].gate
+    assert gate is not None
+    return gate
+
+
 @pytest.fixture
 def sample() -> Sample:
     return Sample()
@@ -534,3 +547,526 @@ def machine(sample: Sample) -> Iterator[Machine]:
 @pytest.fixture
 def driver(machine: Machine) -> Driver:
     return Driver(machine.bus, 1)
+
+
+# --- Section 2: discovery ------------------------------------------------------------------------
+
+
+class Ports:
+    """Configuration space by CF8 and CFC, as `Ecam`."""
+
+    def __init__(self, hardware: Hardware, slot: int) -> None:
+        self._hardware = hardware
+        self._slot = slot
+
+    def read(self, offset: int, size: int) -> int:
+        self._hardware.io_write(0xCF8, 4, 0x8000_0000 | self._slot << 11 | offset & 0xFC)
+        return self._hardware.io_read(0xCFC + (offset & 3), size)
+
+
+def test_a_walk_of_the_bus_finds_the_devices(machine: Machine) -> None:
+    found = {}
+    for slot in range(32):
+        config = Ecam(machine.bus, slot)
+        if config.read(0, 4) != ALL_ONES and capability_of(config) is not None:
+            found[slot] = config.read(0, 4)
+    assert found == {1: 0x10F7_1AF4, 2: 0x10F6_1AF4}
+
+
+def test_the_capability_names_gate_and_transports(machine: Machine, driver: Driver) -> None:
+    found = driver.capability
+    assert found.length >= 0x28
+    assert (found.version_major, found.version_minor) == (1, 0)
+    assert found.transports & (MMIO | PIO) == MMIO | PIO
+    assert found.gate_offset % 4096 == found.doorbell_offset % 4096 == 0
+    assert found.gate_length == found.doorbell_offset + 4096
+    assert found.bar < 6
+    assert found.pio_bar < 6
+    assert found.reserved == 0
+    header = driver.header
+    assert (found.doorbell_offset, found.frame_count, found.entry_count) == (
+        header.doorbell_offset,
+        header.frame_count,
+        header.entry_count,
+    )
+
+
+def test_config_ports_show_the_same_capability(machine: Machine, driver: Driver) -> None:
+    ports = Ports(machine.bus, 1)
+    place = next(p for kind, p in driver.config.capabilities() if kind == VENDOR_SPECIFIC)
+    by_ports = bytes(ports.read(place + i, 1) for i in range(CAPABILITY.size))
+    assert by_ports == driver.config.bytes(place, CAPABILITY.size)
+
+
+def test_a_gate_that_is_gone_reads_all_ones(machine: Machine, driver: Driver) -> None:
+    machine.bus.unplug(Place(1, 0))
+    assert driver.config.read(0, 4) == ALL_ONES
+    assert machine.bus.mem_read(driver.doorbell, 4) == ALL_ONES
+
+
+# --- Section 3: the header -----------------------------------------------------------------------
+
+
+def test_the_header(driver: Driver) -> None:
+    header = driver.header
+    assert header.signature == CGHD
+    assert (header.version_major, header.version_minor) == (1, 0)
+    assert header.name == b"sample".ljust(40, b"\0")
+    assert header.generation % 2 == 0
+    for offset in (
+        header.directory_offset,
+        header.entry_size,
+        header.frames_offset,
+        header.frame_size,
+    ):
+        assert offset % 8 == 0
+    assert header.entry_size >= 0x40
+    assert header.frame_size >= 256
+    assert header.directory_offset >= HEADER_SIZE
+    for end in (
+        header.directory_offset + header.entry_count * header.entry_size,
+        header.frames_offset + header.frame_count * header.frame_size,
+        header.text_offset + header.text_length,
+    ):
+        assert end <= header.doorbell_offset
+    assert any(header.uuid)
+    assert 0 < header.doorbell_vector < 1 << 31
+
+
+def test_the_version_is_agreed_upon(driver: Driver) -> None:
+    assert driver.negotiate(VERSION_1_0) == (VERSION_1_0, 0)
+    offered = driver.header.version_major << 16 | driver.header.version_minor
+    assert driver.negotiate(offered)[0] == offered
+    for version in (offered + 1, 2 << 16, 0):
+        assert driver.negotiate(version)[0] == 0
+
+
+def test_features_in_force_are_those_that_both_know(driver: Driver) -> None:
+    offered = driver.header.features
+    assert driver.negotiate(VERSION_1_0, ALL_ONES)[1] == offered
+    assert driver.negotiate(VERSION_1_0, 1 << 31)[1] == 0
+    assert driver.negotiate(VERSION_1_0, FEATURE_NOTIFY | 1 << 31)[1] == FEATURE_NOTIFY
+
+
+# --- Section 4: the directory --------------------------------------------------------------------
+
+
+def test_the_directory_has_each_call_once(driver: Driver) -> None:
+    entries = {entry.name.rstrip(b"\0").decode(): entry for entry in driver.entries()}
+    for text, shape in SIGNATURES.items():
+        entry = entries[text.partition("(")[0]]
+        assert (entry.arguments, entry.results, entry.flags) == shape, text
+        assert driver.text(entry) == text
+        assert entry.signature == signature_hash(text)
+        assert 0 < entry.vector < 1 << 31
+
+
+def test_the_example_hash() -> None:
+    assert signature_hash(ADD) == 0xB68BD69F011C6117
+
+
+def test_an_enumeration_counts_as_its_integer(driver: Driver) -> None:
+    assert driver.text(driver.entry("paint")) == "paint(u32)->u32"
+
+
+def test_another_signature_is_refused(driver: Driver) -> None:
+    with pytest.raises(WrongSignature):
+        driver.find("add(u32,u32)->u32")
+    with pytest.raises(NoSuchCall):
+        driver.find("subtract(u64,u64)->u64")
+
+
+def test_a_binding_changes_the_generation(machine: Machine, driver: Driver) -> None:
+    before = driver.generation
+    host(machine).bind("add")
+    assert driver.generation != before
+    assert driver.generation % 2 == 0
+    assert machine.bus.mem_read(driver.doorbell, 4) == driver.generation
+    assert machine.bus.io_read(driver.port, 4) == driver.generation
+
+
+def test_the_directory_is_read_while_it_changes(machine: Machine, driver: Driver) -> None:
+    bound = [driver.find(ADD)]
+    reads = 0
+
+    def read(_: int) -> int:
+        nonlocal reads
+        reads += 1
+        if reads == 1:  # between the two looks at the generation
+            bound.append(host(machine).bind("add"))
+        place = driver.gate + driver.header.directory_offset
+        return machine.bus.mem_read(place, 4)
+
+    assert driver.consistently(read) == bound[1]
+    assert reads == 2
+
+
+# --- Sections 5 and 6: calls ---------------------------------------------------------------------
+
+
+@pytest.fixture(params=["mmio", "pio"])
+def pio(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param == "pio")
+
+
+def test_integers(driver: Driver, pio: bool) -> None:
+    add = driver.find(ADD)
+    assert driver.call(add, 2, 40, pio=pio)[:3] == (OK, 0, (42,))
+    assert driver.call(add, (1 << 64) - 1, 2, pio=pio).values == (1,)
+
+
+def test_negative_numbers_are_sign_extended(driver: Driver, pio: bool) -> None:
+    negate = driver.find("negate(i8,i16,i32,i64)->(i8,i16,i32,i64)")
+    answer = driver.call(negate, 1, -2, 3, -4, pio=pio)
+    minus_one, minus_three = (1 << 64) - 1, (1 << 64) - 3
+    assert answer[:3] == (OK, 0, (minus_one, 2, minus_three, 4))
+    # The same bits zero-extended are no i8.
+    assert driver.call(negate, 0xFF, 0, 0, 0, pio=pio).status == BAD_VALUE
+
+
+def test_bools_and_narrow_numbers(driver: Driver) -> None:
+    narrow = driver.find("narrow(u8,u16,u32,bool)->(bool,u32)")
+    assert driver.call(narrow, 255, 65535, 1, 1).values == (0, 65791)
+    for values in ((256, 0, 0, 0), (0, 65536, 0, 0), (0, 0, 1 << 32, 0), (0, 0, 0, 2)):
+        answer = driver.call(narrow, *values)
+        assert answer[:3] == (BAD_VALUE, 0, ())
+
+
+def test_enumerations(driver: Driver) -> None:
+    paint = driver.find("paint(u32)->u32")
+    assert driver.call(paint, 1).values == (7,)
+    assert driver.call(paint, 2).status == BAD_VALUE
+
+
+def test_bytes_both_ways(driver: Driver, pio: bool) -> None:
+    turn = driver.find("turn(bytes,bytes)->(bytes,bytes)")
+    answer = driver.call(turn, at(0, 3), at(8, 5), payload=b"abc.....hello", pio=pio)
+    assert answer.status == OK
+    # The first from the payload's start, the second at the next multiple of 8.
+    assert answer.values == (at(0, 5), at(8, 3))
+    assert [answer.payload(slot) for slot in answer.values] == [b"olleh", b"cba"]
+
+
+def test_bytes_need_no_alignment_and_may_be_none(driver: Driver) -> None:
+    turn = driver.find("turn(bytes,bytes)->(bytes,bytes)")
+    room = driver.header.frame_size - PAYLOAD
+    answer = driver.call(turn, at(1, 3), at(room, 0), payload=b".abc")
+    assert [answer.payload(slot) for slot in answer.values] == [b"", b"cba"]
+
+
+def test_a_payload_that_leaves_the_frame(driver: Driver) -> None:
+    turn = driver.find("turn(bytes,bytes)->(bytes,bytes)")
+    room = driver.header.frame_size - PAYLOAD
+    for slot in (at(room, 1), at(room + 1, 0), at(0, room + 1), at(ALL_ONES, ALL_ONES)):
+        assert driver.call(turn, slot, at(0, 0)).status == BAD_FRAME
+
+
+def test_a_whole_payload_comes_back(driver: Driver) -> None:
+    grow = driver.find("grow(u32)->bytes")
+    room = driver.header.frame_size - PAYLOAD
+    answer = driver.call(grow, room)
+    assert answer.values == (at(0, room),)
+    assert driver.call(grow, room + 1)[:3] == (DEVICE_FAULT, 0, ())
+
+
+def test_buffers(machine: Machine, driver: Driver, pio: bool) -> None:
+    machine.memory.write(0x1000, b"\x01\x02\x03\x04")
+    total = driver.find("total(in)->u64")
+    assert driver.call(total, 0x1000, 4, pio=pio).values == (10,)
+    assert driver.call(driver.find("count_up(out)->()"), 0x2000, 4, pio=pio).status == OK
+    assert machine.memory.read(0x2000, 5) == b"\x00\x01\x02\x03\x00"
+    assert driver.call(driver.find("invert(inout)->()"), 0x1001, 2, pio=pio).status == OK
+    assert machine.memory.read(0x1000, 4) == b"\x01\xfd\xfc\x04"
+
+
+def test_buffers_must_be_memory(driver: Driver) -> None:
+    total = driver.find("total(in)->u64")
+    for gpa, length in (
+        (RAM_END - 1, 2),
+        (RAM_END, 1),
+        (0, RAM_END + 1),
+        ((1 << 64) - 1, 2),
+        (driver.gate, 8),
+    ):
+        assert driver.call(total, gpa, length).status == BAD_BUFFER
+    assert driver.call(total, RAM_END - 1, 1).status == OK
+    assert driver.call(total, 0, 0)[:3] == (OK, 0, (0,))
+
+
+def test_buffers_need_bus_mastering(driver: Driver) -> None:
+    driver.config.write(COMMAND, 2, IO_DECODE | MEMORY_DECODE)
+    assert driver.call(driver.find("total(in)->u64"), 0x1000, 4).status == BAD_BUFFER
+    assert driver.call(driver.find(ADD), 1, 2).status == OK
+
+
+def test_the_devices_own_code(driver: Driver, pio: bool) -> None:
+    refuse = driver.find("refuse(u64)->u32")
+    assert driver.call(refuse, 77, pio=pio)[:3] == (DEVICE_ERROR, 77, ())
+    assert driver.call(refuse, (1 << 64) - 1, pio=pio).code == (1 << 64) - 1
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_model_that_fails(driver: Driver) -> None:
+    assert driver.call(driver.find("crash()->()"))[:3] == (DEVICE_FAULT, 0, ())
+    assert driver.call(driver.find(ADD), 1, 2).status == OK
+
+
+def test_a_handler_that_takes_too_long(driver: Driver) -> None:
+    assert driver.call(driver.find("hang()->()")).status == TIMED_OUT
+    assert driver.call(driver.find(ADD), 1, 2).status == OK
+
+
+def test_counts(driver: Driver) -> None:
+    add = driver.find(ADD)
+    for count in (0, 1, 3, SLOTS, SLOTS + 1, 255):
+        assert driver.call(add, 1, 2, count=count)[:3] == (BAD_COUNT, 0, ())
+
+
+def test_frame_flags(driver: Driver) -> None:
+    add = driver.find(ADD)
+    for flags in (0x04, 0x8000):
+        assert driver.call(add, 1, 2, flags=flags).status == BAD_FRAME
+
+
+def test_vectors_that_lead_nowhere(machine: Machine, driver: Driver) -> None:
+    other = Driver(machine.bus, 2).find("one()->u8")
+    bound = {entry.vector for entry in driver.entries()}
+    never = next(vector for vector in range(1, 1 << 31) if vector not in bound)
+    for vector in (0, never, driver.find(ADD) | 1 << 31, ALL_ONES, other):
+        assert driver.call(vector, 1, 2).status == NO_SUCH_VECTOR
+    # Bound to another device, but no more.
+    host(machine, 1).revoke("one")
+    assert driver.call(other).status == REVOKED
+
+
+def test_the_order_of_judgement(machine: Machine, driver: Driver) -> None:
+    add, total = driver.find(ADD), driver.find("total(in)->u64")
+    narrow = driver.find("narrow(u8,u16,u32,bool)->(bool,u32)")
+    assert driver.call(0, flags=0x80).status == BAD_FRAME  # before the vector
+    assert driver.call(narrow, 256, 0, 0).status == BAD_COUNT  # before the values
+    assert driver.call(total, RAM_END).status == BAD_COUNT  # before the buffers
+    host(machine).deny("add")
+    assert driver.call(add, 1, 2, 3).status == DENIED  # before the count
+    assert driver.call(add, 1, 2, flags=0x80).status == BAD_FRAME
+
+
+def test_each_frame_is_its_own(driver: Driver) -> None:
+    add = driver.find(ADD)
+    for index in range(driver.header.frame_count):
+        assert driver.call(add, index, 1, index=index).values == (index + 1,)
+    assert all(driver.state(index) == DONE for index in range(driver.header.frame_count))
+
+
+def test_the_host_leaves_alone_what_is_the_drivers(driver: Driver) -> None:
+    frame = driver.frame(0)
+    driver.hardware.mem_write(frame + 0x18, 8, 0x0123_4567_89AB_CDEF)
+    add = driver.find(ADD)
+    driver.call(add, 1, 2)
+    assert driver.hardware.mem_read(frame + 0x18, 8) == 0x0123_4567_89AB_CDEF
+    assert driver.hardware.mem_read(frame + 0x04, 4) == add
+
+
+def test_doorbells_that_are_dropped(driver: Driver) -> None:
+    hardware, add = driver.hardware, driver.find(ADD)
+    driver.ring(driver.header.frame_count)
+    driver.ring(ALL_ONES)
+    driver.ring(1)  # not READY
+    assert driver.state(1) == FREE
+    driver.fill(add, (1, 2))
+    for offset, size in ((0, 1), (0, 2), (0, 8), (1, 4), (0x10, 4)):
+        hardware.mem_write(driver.doorbell + offset, size, 0)
+        assert driver.state() == READY
+        assert hardware.mem_read(driver.doorbell + offset, size) == (1 << 8 * size) - 1
+    driver.ring()
+    assert driver.wait().values == (3,)
+
+
+# --- One-way calls: sections 5 and 6.5 -----------------------------------------------------------
+
+
+def test_a_one_way_call_in_a_frame(sample: Sample, driver: Driver, pio: bool) -> None:
+    assert driver.call(driver.find(PING), pio=pio).status == OK
+    assert driver.call(driver.find("keep(u32)->()"), 9, flags=FRAME_ONE_WAY, pio=pio).status == OK
+    assert (sample.pinged, sample.kept) == (1, 9)
+
+
+def test_the_flag_one_way_leaves_the_results_out(driver: Driver) -> None:
+    assert driver.call(driver.find(ADD), 1, 2, flags=FRAME_ONE_WAY)[:3] == (OK, 0, ())
+
+
+@pytest.mark.parametrize("by_port", [False, True], ids=["mmio", "pio"])
+def test_notify(sample: Sample, driver: Driver, by_port: bool) -> None:
+    hardware = driver.hardware
+
+    def notify(vector: int) -> None:
+        if by_port:
+            hardware.io_write(driver.port + NOTIFY, 4, vector)
+        else:
+            hardware.mem_write(driver.doorbell + NOTIFY, 4, vector)
+
+    ping = driver.find(PING)
+    notify(ping)
+    assert sample.pinged == 0, "the feature is not in force"
+    driver.negotiate(VERSION_1_0, FEATURE_NOTIFY)
+    notify(ping)
+    assert sample.pinged == 1
+    for vector in (driver.find(ADD), driver.find("keep(u32)->()"), driver.find("crash()->()"), 0):
+        notify(vector)
+    assert sample.pinged == 1
+    assert hardware.mem_read(driver.doorbell + NOTIFY, 4) == 0
+    assert hardware.io_read(driver.port + NOTIFY, 4) == 0
+
+
+# --- Section 7: when bindings change -------------------------------------------------------------
+
+
+def test_revoked_and_looked_up_again(machine: Machine, driver: Driver) -> None:
+    gate, old = host(machine), driver.find(ADD)
+    gate.revoke("add")
+    assert driver.call(old, 1, 2)[:3] == (REVOKED, 0, ())
+    assert driver.entry("add").vector == 0
+    with pytest.raises(NoSuchCall):
+        driver.find(ADD)
+    gate.bind("add")
+    new = driver.find(ADD)
+    assert new != old
+    assert driver.call(new, 1, 2).values == (3,)
+    assert driver.call(old, 1, 2).status == REVOKED
+
+
+def test_an_entry_keeps_its_place(machine: Machine, driver: Driver) -> None:
+    before = [entry.name for entry in driver.entries()]
+    host(machine).revoke("add")
+    assert [entry.name for entry in driver.entries()] == before
+    host(machine).bind("add")
+    assert [entry.name for entry in driver.entries()] == before
+
+
+def test_denied(machine: Machine, driver: Driver) -> None:
+    gate, add = host(machine), driver.find(ADD)
+    gate.deny("add")
+    assert driver.call(add, 1, 2)[:3] == (DENIED, 0, ())
+    gate.allow("add")
+    assert driver.call(add, 1, 2).status == OK
+
+
+def test_busy_by_a_quota(machine: Machine, driver: Driver) -> None:
+    gate, add = host(machine), driver.find(ADD)
+    gate.limit("add", per_second=1)
+    assert driver.call(add, 1, 2).status == OK
+    assert driver.call(add, 1, 2)[:3] == (BUSY, 0, ())
+    gate.limit("add", per_second=None)
+    assert driver.call(add, 1, 2).status == OK
+
+
+def test_busy_while_it_drains() -> None:
+    slow = Slow()
+    with Machine(slow, on="loopback", watch=False) as machine:
+        driver = Driver(machine.bus, 1)
+        block = driver.find("block()->()")
+        driver.fill(block, index=1)
+        caller = threading.Thread(target=driver.ring, args=(1,))
+        caller.start()
+        assert slow.entered.wait(5)
+        assert driver.state(1) in (READY, RUNNING)
+        revoker = threading.Thread(target=host(machine).revoke, args=("block",))
+        revoker.start()
+        # Too many arguments, so that no second call begins before the first drains.
+        while (status := driver.call(block, 0).status) == BAD_COUNT:
+            time.sleep(0.001)
+        assert status == BUSY
+        slow.leave.set()
+        caller.join()
+        revoker.join()
+        assert driver.wait(1).status == OK
+        assert driver.call(block).status == REVOKED
+
+
+def test_a_reset_frees_the_frames_and_moves_the_vectors(machine: Machine, driver: Driver) -> None:
+    driver.negotiate(VERSION_1_0, FEATURE_NOTIFY)
+    add, doorbell_vector = driver.find(ADD), driver.header.doorbell_vector
+    driver.call(add, 1, 2, index=1)
+    driver.fill(add, (1, 2))
+    machine.reset()
+    driver = Driver(machine.bus, 1)
+    with pytest.raises(Lost):
+        driver.wait()
+    assert driver.state(1) == FREE
+    assert machine.bus.mem_read(driver.doorbell + FEATURES, 4) == 0
+    assert driver.header.doorbell_vector != doorbell_vector
+    assert driver.call(add, 1, 2).status == REVOKED
+    assert driver.call(driver.find(ADD), 1, 2).values == (3,)
+
+
+# --- The gate's interrupt: section 3 -------------------------------------------------------------
+
+MESSAGE = 0x0000_CA11
+MAILBOX = 0x3000
+
+
+@pytest.fixture
+def arrived(machine: Machine, driver: Driver) -> Callable[[], bool]:
+    driver.enable_msix(driver.header.interrupt, MAILBOX, MESSAGE)
+
+    def since_last_time() -> bool:
+        word = int.from_bytes(machine.memory.read(MAILBOX, 4), "little")
+        machine.memory.write(MAILBOX, bytes(4))
+        assert word in (0, MESSAGE)
+        return word == MESSAGE
+
+    return since_last_time
+
+
+def test_the_change_interrupt(
+    machine: Machine, driver: Driver, arrived: Callable[[], bool]
+) -> None:
+    gate = host(machine)
+    gate.bind("add")
+    assert not arrived()
+    driver.negotiate(VERSION_1_0, FEATURE_CHANGE)
+    for change in (gate.revoke, gate.bind):
+        before = driver.generation
+        change("add")
+        assert arrived()
+        assert driver.generation != before
+    gate.deny("add")
+    assert not arrived(), "a filter changes no binding"
+
+
+def test_the_done_interrupt(driver: Driver, arrived: Callable[[], bool]) -> None:
+    add = driver.find(ADD)
+    driver.call(add, 1, 2, flags=FRAME_INTERRUPT)
+    assert not arrived(), "the feature is not in force"
+    driver.negotiate(VERSION_1_0, FEATURE_DONE)
+    driver.call(add, 1, 2)
+    assert not arrived()
+    driver.call(add, 1, 2, flags=FRAME_INTERRUPT)
+    assert arrived()
+    driver.call(0, flags=FRAME_INTERRUPT)
+    assert arrived(), "an error is an answer too"
+
+
+# --- Section 6.4: polled -------------------------------------------------------------------------
+
+
+def test_polled() -> None:
+    with Machine(Sample(), on="loopback") as machine:
+        driver = Driver(machine.bus, 1)
+        driver.negotiate(VERSION_1_0, FEATURE_POLLED)
+        add = driver.find(ADD)
+        rung = 0
+
+        def ring(index: int = 0) -> None:
+            nonlocal rung
+            rung += 1
+            Driver.ring(driver, index)
+
+        driver.ring = ring  # type: ignore[method-assign]
+        calls = 500
+        for number in range(calls):
+            assert driver.call(add, number, 1).values == (number + 1,)
+        assert 0 < rung < calls  # the first is rung; while the host watches, none needs to be
+        # Left alone, the host stops to watch, and a doorbell is needed again.
+        while machine.bus.mem_read(driver.gate + WATCHING, 4):
+            time.sleep(0.001)
+        assert driver.call(add, 1, 2).values == (3,)

@@ -153,10 +153,9 @@ def test_an_access_over_the_end_of_plain_memory(compile_c: Build, arch: str) -> 
         end = machine.board.ram + 0x200_0000
         probe(end - 4, 4, 0x1122_3344)
         probe(end - 2, 4, 0x5566_7788)
-        # Bytes in RAM are RAM's; the guest asked for something that no bus answers as a whole.
+        # The bytes in RAM are RAM's, and the others go nowhere.
         assert machine.memory.read(end - 4, 2) == b"\x44\x33"
         assert probe(end - 4, 2) == 0x3344
-        assert machine.exchange  # It lives.
 
 
 def test_nothing_reads_all_ones_and_drops_writes(compile_c: Build, arch: str) -> None:

@@ -375,7 +375,7 @@ def test_closing_twice_is_harmless(build: Build) -> None:
     machine = Machine(guest=build("x86_64", "_start: exit"))
     machine.close()
     machine.close()
-    with pytest.raises(BackendError, match="reset, before it can run"):
+    with pytest.raises(BackendError, match="must be reset to a program"):
         machine.run()
 
 
@@ -389,7 +389,7 @@ def test_refuses_a_program_of_another_architecture(build: Build) -> None:
 
 
 def test_refuses_a_program_larger_than_ram(build: Build) -> None:
-    guest = build("x86_64", "_start: exit\n .bss\n .skip 0x400000")
+    guest = build("x86_64", "_start: mov $big, %eax\n exit\n .bss\n big: .skip 0x400000")
     with pytest.raises(LoadError, match="must lie in the machine's memory"):
         Machine(guest=guest, ram=4 << 20)
 

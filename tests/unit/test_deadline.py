@@ -400,4 +400,4 @@ def test_the_doorbell_itself_has_none() -> None:
         frame = FRAME.unpack(rig.frame())
         assert (frame["state"], frame["status"]) == (FrameState.DONE, Status.TIMED_OUT)
         rig.gate.ram[base] = FrameState.READY
-    assert rig.gate._slots[0].lock.acquire(False)
+    assert rig.gate._frames[0].free

@@ -68,15 +68,15 @@ def elf(
     ]
     headers = b""
     at += len(body)
-    for name, type_, content, link, info, size in sections:
+    for title, type_, content, link, info, size in sections:
         data = content if isinstance(content, bytes) else b""
         if wide:
             headers += struct.pack(
-                order + "IIQQQQIIQQ", name, type_, 0, 0, at, len(data), link, info, 1, size
+                order + "IIQQQQIIQQ", title, type_, 0, 0, at, len(data), link, info, 1, size
             )
         else:
             headers += struct.pack(
-                order + "10I", name, type_, 0, 0, at, len(data), link, info, 1, size
+                order + "10I", title, type_, 0, 0, at, len(data), link, info, 1, size
             )
         body += data
         at += len(data)

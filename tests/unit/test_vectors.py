@@ -39,12 +39,11 @@ class Call(threading.Thread):
         assert self._entered.wait(5)
 
     def run(self) -> None:
-        with self.slot.lock:
-            self.status = self.table.enter(self.slot, self.binding)
-            self._entered.set()
-            if self.status is None:
-                self._end.wait(10)
-                self.table.leave(self.slot)
+        self.status = self.table.enter(self.slot, self.binding)
+        self._entered.set()
+        if self.status is None:
+            self._end.wait(10)
+            self.table.leave(self.slot)
 
     def end(self) -> None:
         self._end.set()
@@ -567,12 +566,11 @@ def test_an_abandoned_call_frees_its_slot_and_stays_in_flight() -> None:
     table = VectorTable()
     binding = bind(table)
     slot = table.slot()
-    with slot.lock:
-        assert table.enter(slot, binding) is None
-        slot.thread = 424242
-        given_up = table.abandon(slot)
-        assert slot.binding is None
-        table.leave(slot)
+    assert table.enter(slot, binding) is None
+    slot.thread = 424242
+    given_up = table.abandon(slot)
+    assert slot.binding is None
+    table.leave(slot)
     assert table.enter(slot, binding) is None
     table.leave(slot)
     with pytest.raises(DrainTimeout) as caught:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 
-from callgate.call import call, u32, u64
+from callgate.call import call, u64
 from callgate.device import Device
 from callgate.register import Register
 
@@ -24,11 +24,6 @@ class Bench(Device):
     def add(self, a: u64, b: u64) -> u64:
         """Return the sum, modulo 2**64."""
         return (a + b) & 0xFFFF_FFFF_FFFF_FFFF
-
-    @call
-    def stamp(self, batch: u32) -> None:
-        """Take the time, where a store to `mark` would not do."""
-        self.times.append(time.perf_counter_ns())
 
     @mark.on_write
     def take_time(self, value: int) -> None:

@@ -28,7 +28,8 @@ from callgate.gate.abi import Status
 
 if TYPE_CHECKING:
     from callgate.call import Stub
-    from callgate.gate.gate import Answer, Gate
+    from callgate.gate.gate import Gate
+    from callgate.gate.target import Answer, Target
     from callgate.gate.vectors import Binding
 
 
@@ -55,7 +56,7 @@ class Deadline:
         values: tuple[int, ...],
         payload: memoryview | None,
     ) -> Answer:
-        """What `gate.execute` answers, or TIMED_OUT when time is up.
+        """What `Target.execute` answers, or TIMED_OUT when time is up.
 
         The call works on a copy of the payload: once it was given up, the frame is not its own.
         """
@@ -156,4 +157,5 @@ class Job:
     def _execute(self) -> None:
         # A slot of its own: the frame's is free for the next call as soon as this is given up.
         slot = self._gate.table.slot()
-        self.answer = self._gate.execute(slot, self._binding, self._values, self._payload, self)
+        target: Target = self._binding.target
+        self.answer = target.execute(slot, self._binding, self._values, self._payload, self)

@@ -2,35 +2,33 @@
 """The gate: directory, frames and doorbell of one device (docs/abi.md).
 
     doorbell write (or a watcher, or a hypercall of the doorbell vector)
-        -> Gate.ring(frame index)        claim the frame (RUNNING), copy its head and values once
-        -> vector table                  which call is it, and may it run
-        -> execute                       the stub: check, call the method
-        -> the frame                     results, status, then state DONE
+        -> Frame.look      claim the frame (RUNNING), copy its head and values once
+        -> vector table    which call is it
+        -> Target.run      may it run; the stub: check, call the method
+        -> the frame       results, status, then state DONE
 
-    hypercall, register form -> Router.call(vector, registers) -> the same execute
+    hypercall, register form -> Router.call(vector, registers) -> Target.execute
 
 `Gate` knows nothing of PCI: whoever plugs the device in puts `ram` and the doorbell into a BAR.
 """
 
 from __future__ import annotations
 
-import operator
-import struct
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import get_ident
-from typing import Any
 
-from callgate.call import Call, CallRefused, Stub, compile_stub, place_results
+from callgate.call import (
+    compile_frame_stub,
+    compile_stub,
+    placing,
+)
 from callgate.device import Device
 from callgate.errors import (
     CallgateError,
-    DeviceError,
-    DmaError,
     DrainTimeout,
     VectorsExhausted,
 )
@@ -38,49 +36,35 @@ from callgate.gate import abi
 from callgate.gate.abi import (
     CAPABILITY,
     ENTRY,
-    FRAME,
     HEADER,
-    MAX_VALUES,
     PAGE,
     CallFlag,
     DoorbellRegister,
     Feature,
-    FrameFlag,
-    FrameState,
     Instruction,
     Status,
     Transport,
     round_up,
 )
-from callgate.gate.deadline import Deadline, Job
+from callgate.gate.deadline import Deadline
+from callgate.gate.frame import Frame
+from callgate.gate.target import Doorbell, Target
 from callgate.gate.tracing import refused_event, traced
 from callgate.gate.vectors import Binding, Slot, VectorTable
 from callgate.memory import anonymous
-from callgate.trace import Event, Trace
+from callgate.trace import Trace
 
 ONES = 0xFFFF_FFFF
 RESET_DRAIN = 1.0
 """Seconds that a reset waits for calls in flight."""
 
-# Plain names and numbers: a look-up in an enum class costs as much as a call in Python 3.11, and an
-# IntFlag's operators cost more than all else on a call's path.
-_READY = int(FrameState.READY)
-_RUNNING = int(FrameState.RUNNING)
-_DONE = int(FrameState.DONE)
-_ONE_WAY = int(FrameFlag.ONE_WAY)
-_INTERRUPT = int(FrameFlag.INTERRUPT)
-_UNKNOWN_FLAGS = 0xFFFF & ~(_ONE_WAY | _INTERRUPT)
+# Plain numbers: an IntFlag's operators cost more than all else on a call's path.
 _DOORBELL = int(DoorbellRegister.DOORBELL)
 _NOTIFY = int(DoorbellRegister.NOTIFY)
 _VERSION = int(DoorbellRegister.VERSION)
 _ACCEPTED = int(DoorbellRegister.FEATURES)
-_OK = Status.OK
-_FAULT = Status.DEVICE_FAULT
 _DEVICE_ERROR = Status.DEVICE_ERROR
-_VALUES = tuple(struct.Struct(f"<{count}Q").unpack_from for count in range(MAX_VALUES + 1))
 _FEATURES = Feature.NOTIFY | Feature.CHANGE_INTERRUPT | Feature.DONE_INTERRUPT
-Answer = tuple[Status, int, tuple[Any, ...]]
-"""Status, the device's own code, results as the stub returned them."""
 
 
 @dataclass(frozen=True)
@@ -90,45 +74,6 @@ class Offer:
     transports: Transport = Transport.MMIO | Transport.PIO | Transport.POLLED
     instruction: Instruction = Instruction.NONE
     selector: int = 0
-
-
-class Target:
-    """What a vector leads to: one call of one gate, ready to run."""
-
-    __slots__ = ("arguments", "gate", "lock", "name", "one_way", "places", "registers", "stub")
-
-    def __init__(self, gate: Gate, call: Call, stub: Stub, lock: Any) -> None:
-        self.gate = gate
-        self.stub = stub
-        self.lock = lock
-        self.name = call.name
-        self.arguments = call.arguments
-        self.one_way = call.one_way
-        self.places = bool(call.flags & CallFlag.PAYLOAD_OUT)
-        self.registers = sys.maxsize
-        if call.flags & CallFlag.REGISTERS:
-            self.registers = max(call.arguments, call.result_slots)
-
-
-class Doorbell:
-    """What the doorbell's vector leads to, for a `Router`: it stands where a `Target` and its gate do.
-
-    It is no call: it carries none, so it has no filter, quota, lock or time limit of its own, and a
-    frame cannot name it.
-    """
-
-    arguments = 1
-    registers = 1
-
-    def __init__(self, gate: Gate) -> None:
-        self.gate = self
-        self._ring = gate.ring
-
-    def execute(
-        self, slot: Slot, binding: Binding, values: tuple[int, ...], payload: memoryview | None
-    ) -> Answer:
-        """Look at the frame whose index is the argument."""
-        return (_OK if self._ring(values[0]) else Status.BAD_VALUE), 0, ()
 
 
 class Gate:
@@ -160,7 +105,7 @@ class Gate:
         self.faults = device.faults
         self.interrupt = abi.NO_INTERRUPT if interrupt is None else interrupt
         self._trigger = trigger
-        self._trace = trace
+        self.trace = trace
         self.deadline = Deadline(time_limit) if time_limit is not None else None
         self._watcher: Callable[[], None] | None = None
         self.version = 0
@@ -180,11 +125,10 @@ class Gate:
         self.pages = pages
         self.ram = memoryview(pages)
         self._words = self.ram.cast("I")
-        self._quads = self.ram.cast("Q")
-        self._payloads = [
-            self.ram[base + FRAME.size : base + self.frame_size] for base in self._bases
+        self._frames = [
+            Frame(self, self.ram[base : base + self.frame_size], table.slot())
+            for base in self._bases
         ]
-        self._slots = [table.slot() for _ in self._bases]
         self._notify_slots: list[Slot] = []
         self._generation = 0
         self._watching = False
@@ -357,10 +301,8 @@ class Gate:
         with self._change():
             self.version = 0
             self._accept(Feature(0))
-            for base, slot in zip(self._bases, self._slots, strict=True):
-                if slot.lock.acquire(False):
-                    self.ram[base : base + FRAME.size] = bytes(FRAME.size)
-                    slot.lock.release()
+            for frame in self._frames:
+                frame.clear()
             self._write_directory()
             for name, binding in self._bindings.items():
                 self._set_vector(name, binding.vector)
@@ -390,7 +332,7 @@ class Gate:
 
     def _bind_all(self) -> None:
         if self._doorbell is None or self._doorbell.refusal is Status.REVOKED:
-            self._doorbell = self.table.bind(self.device, "(doorbell)", 0, Doorbell(self))
+            self._doorbell = self.table.bind(self.device, "(doorbell)", 0, Doorbell(self.ring))
         self._words[HEADER.offset("doorbell_vector") // 4] = self._doorbell.vector
         for name in self._names:
             if name not in self._bindings:
@@ -399,10 +341,14 @@ class Gate:
     def _bind(self, name: str) -> Binding:
         call = self._calls[name]
         stub = compile_stub(call, self.device)
-        if self._trace is not None:
-            stub = traced(stub, call, self.device.spec.name, self._trace)
-        lock = None if self.device.parallel else self.device.lock
-        target = Target(self, call, stub, lock)
+        frame_stub = None
+        if self.trace is not None:
+            stub = traced(stub, call, self.device.spec.name, self.trace)
+        elif self.deadline is None:
+            frame_stub = compile_frame_stub(call, self.device)
+        if call.flags & CallFlag.PAYLOAD_OUT:
+            stub = placing(stub)
+        target = Target(self, call, stub, frame_stub)
         binding = self.table.bind(self.device, name, call.hash, target)
         self._bindings[name] = binding
         self._set_vector(name, binding.vector)
@@ -422,6 +368,11 @@ class Gate:
             finally:
                 self._set_generation(self._generation + 1 & ONES)
         if self._tells_changes:
+            self._send()
+
+    def tell_done(self) -> None:
+        """Send the gate's interrupt, if the driver accepted it, for a frame that asks for it."""
+        if self._tells_done:
             self._send()
 
     def _set_generation(self, generation: int) -> None:
@@ -449,7 +400,7 @@ class Gate:
 
     def _accept(self, features: Feature) -> None:
         self.features = features
-        self._woken = self._watcher if self.polled else None
+        self.woken = self._watcher if self.polled else None
         self._takes_notify = bool(features & Feature.NOTIFY)
         self._tells_changes = bool(features & Feature.CHANGE_INTERRUPT)
         self._tells_done = bool(features & Feature.DONE_INTERRUPT)
@@ -476,8 +427,13 @@ class Gate:
     def mmio_write(self, offset: int, size: int, value: int) -> None:
         """A guest's write in the doorbell page."""
         if size == 4:
-            if offset == _DOORBELL:
-                self.ring(value)
+            if offset == 0:  # DOORBELL, on every call's path.
+                try:
+                    frame = self._frames[value]
+                except IndexError:
+                    self._no_frame(value)
+                else:
+                    frame.look()
                 return
             if offset == _NOTIFY:
                 self.notify(value)
@@ -524,170 +480,22 @@ class Gate:
             slot = self._notify_slots.pop()
         except IndexError:
             slot = self.table.slot()
-        self.execute(slot, binding, (), None)
+        target.execute(slot, binding, (), None)
         self._notify_slots.append(slot)
 
     def ring(self, index: int, from_watcher: bool = False) -> bool:
         """Look at a frame and answer it if it is READY. False when there is no such frame."""
-        if index >= self.frame_count:
-            self.faults.note(
-                "frame index", f"a frame's index must be below {self.frame_count}, not {index}"
-            )
-            return False
-        slot = self._slots[index]
-        base = self._bases[index]
-        quad = base >> 3
-        quads = self._quads
-        # A frame is answered by one thread at a time, whoever else rings for it.
-        while slot.lock.acquire(False):
-            head = quads[quad]
-            if head & ONES == _READY:
-                break
-            slot.lock.release()
-            # Who stored READY just now may have found the lock taken, and counts on us.
-            if quads[quad] & ONES != _READY:
-                return True
-        else:
-            return True
-        # Who rings from now on sees a frame that is being answered.
-        self._words[base >> 2] = _RUNNING
-        status = _FAULT
-        results: tuple[int, ...] = ()
-        flags = 0
         try:
-            # From here on only the copy is judged.
-            flags = quads[quad + 1] & 0xFF_FFFF
-            count = flags >> 16
-            binding = self.table.live.get(head >> 32)
-            if flags & _UNKNOWN_FLAGS:
-                status = self._refuse(head >> 32, Status.BAD_FRAME, f"frame {index} has unknown flags")
-            elif binding is None or binding.target.gate is not self:
-                status = self._stale(head >> 32, binding)
-            elif count > MAX_VALUES:
-                status = self._refuse(head >> 32, Status.BAD_COUNT, f"frame {index} claims {count} slots")
-            else:
-                values = _VALUES[count](self.ram, base + 0x20)
-                payload = self._payloads[index]
-                if flags & _ONE_WAY:  # No result is written, not into the payload either.
-                    payload = memoryview(bytearray(payload))
-                status, code, results = self.execute(slot, binding, values, payload)
-                if flags & _ONE_WAY:
-                    results = ()
-                if code:
-                    quads[quad + 2] = code
-        finally:
-            # Results, then status, then the state: whoever sees DONE sees all of them. The lock goes
-            # before the state: who sees DONE may ring again at once, and is not to find it taken.
-            at = quad + 4
-            for result in results:
-                quads[at] = result
-                at += 1
-            quads[quad + 1] = flags | len(results) << 24 | status << 32
-            slot.lock.release()
-            self._words[base >> 2] = _DONE
-        if flags & _INTERRUPT and self._tells_done:
-            self._send()
-        if self._woken is not None and not from_watcher:
-            self._woken()
+            frame = self._frames[index]
+        except IndexError:
+            self._no_frame(index)
+            return False
+        frame.look(from_watcher)
         return True
 
-    def _stale(self, vector: int, binding: Binding | None) -> Status:
-        """The answer to a vector that is not a live one of this device."""
-        # A live vector of another device is none of this one's.
-        status = self.table.judge(vector) if binding is None else Status.NO_SUCH_VECTOR
-        return self._refuse(vector, status, f"vector {vector:#x} leads to no call of this device")
-
-    def _refuse(self, vector: int, status: Status, sentence: str) -> Status:
-        self.faults.note(status.name, sentence)
-        if self._trace is not None:
-            self._trace(refused_event(self.device.spec.name, vector, status))
-        return status
-
-    def execute(
-        self,
-        slot: Slot,
-        binding: Binding,
-        values: tuple[int, ...],
-        payload: memoryview | None,
-        job: Job | None = None,
-    ) -> Answer:
-        """Run one call and return (status, code, result slots). Raises only what is not an Exception.
-
-        `slot` belongs to the caller alone until this returns. `job` is for `deadline.py`.
-        """
-        if self.deadline is not None and job is None:
-            return self.deadline.run(self, binding, values, payload)
-        target: Target = binding.target
-        lock = target.lock
-        # The device's lock comes before the slot: who waits for it is not in flight, so a handler
-        # can revoke a call while another vCPU waits to make it.
-        if lock is not None:
-            lock.acquire()
-        slot.thread = get_ident()
-        slot.binding = binding  # Stored before `refusal` is read: vectors.py argues why.
-        try:
-            refusal = binding.refusal
-            quota = binding.quota
-            if quota is not None and refusal is None:
-                if quota.take():
-                    slot.quota = quota
-                else:
-                    refusal = Status.BUSY
-            if refusal is not None:
-                return self._turn_away(binding, refusal, refusal.text)
-            if len(values) != target.arguments:
-                sentence = f"it takes {target.arguments} argument slots, not {len(values)}"
-                return self._turn_away(binding, Status.BAD_COUNT, sentence)
-            next(binding.calls)
-            if job is None:
-                results = target.stub(values, payload)
-            else:
-                results = job.run(target.stub, values, payload)
-            if target.places:
-                results = place_results(results, payload)
-            return _OK, 0, results
-        except CallRefused as error:
-            return self._decline(binding, error.status, str(error))
-        except DeviceError as error:
-            return self._refused_by_device(binding, error)
-        except DmaError as error:
-            return self._decline(binding, Status.BAD_BUFFER, str(error))
-        except Exception as error:
-            return self._fault(binding, error)
-        finally:
-            if slot.quota is not None:
-                slot.quota.give()
-                slot.quota = None
-            slot.binding = None
-            if self.table.drains:
-                self.table.wake()
-            if lock is not None:
-                lock.release()
-
-    def _refused_by_device(self, binding: Binding, error: DeviceError) -> Answer:
-        try:
-            code = operator.index(error.code)
-        except (TypeError, AttributeError):
-            wrong = TypeError(f"the code of a DeviceError must be a number, not {error!r}")
-            return self._fault(binding, wrong.with_traceback(error.__traceback__))
-        binding.note(_DEVICE_ERROR)
-        return _DEVICE_ERROR, code & (1 << 64) - 1, ()
-
-    def _fault(self, binding: Binding, error: Exception) -> Answer:
-        binding.note(_FAULT)
-        self.device.bugs.report(str(binding), error)
-        return _FAULT, 0, ()
-
-    def _turn_away(self, binding: Binding, status: Status, sentence: str) -> Answer:
-        """Decline a call before its stub saw it."""
-        if self._trace is not None:
-            self._trace(Event(self.device.spec.name, "call", binding.name, (), status.name, 0.0))
-        return self._decline(binding, status, sentence)
-
-    def _decline(self, binding: Binding, status: Status, sentence: str) -> Answer:
-        binding.note(status)
-        self.faults.note(status.name, f"{binding}: {sentence}")
-        return status, 0, ()
+    def _no_frame(self, index: int) -> None:
+        sentence = f"a frame's index must be below {self.frame_count}, not {index}"
+        self.faults.note("frame index", sentence)
 
 
 class Router:
@@ -718,7 +526,7 @@ class Router:
         target: Target | Doorbell = binding.target
         if target.registers > self.slots:
             return Status.BAD_FRAME, ()
-        status, code, results = target.gate.execute(slot, binding, fetch(target.arguments), None)
+        status, code, results = target.execute(slot, binding, fetch(target.arguments), None)
         if status is _DEVICE_ERROR:
             return status, (code,)
         return status, results

@@ -136,16 +136,15 @@ _NOTING = Lock()
 class Slot:
     """Where a call in flight is written down: one for each frame, and one for each vCPU.
 
-    Who calls holds `lock` from before `VectorTable.enter` until after `leave`, and takes it without
-    waiting: a guest that rings one frame from two vCPUs must not stop a thread of the host.
+    It holds one call at a time, and belongs to who calls from before `VectorTable.enter` until after
+    `leave`. A vCPU's does so by itself; a frame, which two vCPUs may ring, is claimed first.
     `thread` is the thread in which the handler runs. Whoever hands the call to another thread
     stores that one's `get_ident()` there, so that a handler can revoke its own call.
     """
 
-    __slots__ = ("__weakref__", "binding", "lock", "quota", "thread")
+    __slots__ = ("__weakref__", "binding", "quota", "thread")
 
     def __init__(self) -> None:
-        self.lock = Lock()
         self.thread = 0
         self.binding: Binding | None = None
         self.quota: Quota | None = None
@@ -277,7 +276,7 @@ class VectorTable:
         return slot
 
     def enter(self, slot: Slot, binding: Binding) -> Status | None:
-        """Begin a call in `slot`, whose lock the caller holds.
+        """Begin a call in `slot`, which belongs to the caller.
 
         None: run the handler, then `leave`. Else the call must not run; it is already counted and
         the slot is free again, so answer that status.

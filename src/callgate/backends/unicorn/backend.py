@@ -44,9 +44,10 @@ _PROCESSORS: dict[str, type[Processor]] = {
     "aarch64": AArch64,
     "riscv64": RiscV64,
 }
-_HELD_BACK = 0.0002
-"""Seconds after which a guest that had interrupts off is looked at again. The library does not tell
-when they go on."""
+# The library does not tell when the guest turns interrupts on. So while one is held back, the guest
+# goes on by a block at a time, and if that takes long, for a while.
+_STEPS = 100
+_A_WHILE = 0.0002
 _OUR_CODE = str(Path(__file__).parent)
 _LAST_PAGE = "The guest touched the last page of the address space, where nothing can be mapped"
 _SENTENCES = {
@@ -59,6 +60,33 @@ _SENTENCES = {
 }
 
 
+class _Emulator:
+    """Everything that is made anew with a reset: an engine and what is hooked into it."""
+
+    def __init__(self, system: System, traps: Traps, entry: int) -> None:
+        kind = _PROCESSORS[system.board.arch]
+        self.engine = Engine(*kind.library)
+        try:
+            self.brake = Brake(self.engine)
+            self.processor = kind(self.engine, system, traps)
+            extra = tuple(self.processor.mappings())
+            self.space = AddressSpace(self.engine, system, extra, traps)
+            self.ports: Ports | None = None
+            if system.board.is_x86:
+                self.ports = Ports(self.engine, system, self.space, traps)
+            self.counter = InstructionCounter(self.engine)
+            self.processor.pc = entry
+        except BaseException:
+            self.engine.close()
+            raise
+
+    def follow(self) -> None:
+        """Follow the system's mappings."""
+        if self.ports is not None:
+            self.ports.follow()
+        self.space.follow()
+
+
 class Unicorn(Backend):
     """An emulated CPU inside this process."""
 
@@ -67,19 +95,18 @@ class Unicorn(Backend):
 
     def __init__(self, system: System) -> None:
         super().__init__(system)
-        self._engine: Engine | None = None
-        self._processor: Processor
-        self._space: AddressSpace
-        self._ports: Ports | None
-        self._counter: InstructionCounter
-        self._brake: Brake
+        self._emulator: _Emulator | None = None
         self._alarm = Alarm(self._pull, self._due)
         self._thread = 0
         """The thread that is in `run`, or 0."""
         self._deadline = math.inf
         self._held_until = math.inf
+        """When to look again at a guest that holds an interrupt back."""
+        self._steps = 0
+        """Blocks that it executed since it does."""
         self._stopping = False
         self._woken = False
+        """Whether something happened that ends the wait of a processor without interrupts."""
         self._waiting = False
         """Whether the guest waits for an interrupt."""
         self._error: BaseException | None = None
@@ -89,37 +116,24 @@ class Unicorn(Backend):
 
     def reset(self, entry: int) -> None:
         """Put the processor into its state at power-on, about to execute at `entry`."""
-        if self._engine is not None:
-            self._engine.close()
-        kind = _PROCESSORS[self.system.board.arch]
-        engine = Engine(*kind.library)
-        self._engine = engine
-        traps = Traps(self._fail, self._break_off)
-        self._processor = kind(engine, self.system, traps)
-        extra = tuple(self._processor.mappings())
-        self._space = AddressSpace(engine, self.system, extra, self._fail, self._break_off)
-        x86 = self.system.board.is_x86
-        self._ports = Ports(engine, self.system, self._space, self._fail) if x86 else None
-        self._brake = Brake(engine)
-        self._counter = InstructionCounter(engine)
-        self._processor.pc = entry
+        self._drop()
         self._waiting = self._woken = self._stopping = False
         self._error = None
+        self._emulator = _Emulator(self.system, Traps(self._fail, self._break_off), entry)
 
     def run(self, budget: Budget) -> None:
         """Run the guest until `stop` is called."""
-        if self._engine is None:
-            raise BackendError("A program must be loaded, and the machine reset, before it can run")
+        emulator = self._started()
         self._deadline = math.inf if budget.deadline is None else budget.deadline
-        self._thread = self._space.owner = get_ident()
-        self._counter.switch(budget.instructions is not None)
+        self._thread = emulator.space.owner = get_ident()
+        emulator.counter.switch(budget.instructions is not None)
         try:
             with self._alarm, self._signals():
-                while not self._look(budget):
+                while not self._look(emulator, budget):
                     if self._waiting:
-                        self._wait()
+                        self._wait(emulator)
                     else:
-                        self._execute(budget)
+                        self._execute(emulator, budget)
         finally:
             self._thread = 0
 
@@ -130,25 +144,23 @@ class Unicorn(Backend):
 
     def remap(self) -> None:
         """Follow the system's mappings, which changed."""
-        if self._engine is not None:
-            if self._ports is not None:
-                self._ports.follow()
-            self._space.follow()
+        if self._emulator is not None:
+            self._emulator.follow()
 
     def registers(self) -> dict[str, int]:
         """The processor's registers by the names of its manual, the program counter first."""
-        if self._engine is None:
-            raise BackendError("The machine must be reset before its registers can be read")
-        return self._processor.registers()
+        return self._started().processor.registers()
 
     def interrupt(self, address: int, data: int) -> None:
         """Deliver an interrupt message to the local APIC."""
-        if self._engine is not None and self._processor.request(address, data):
+        emulator = self._emulator
+        if emulator is not None and emulator.processor.request(address, data):
             self._break_off()
 
     def wake(self) -> None:
         """Let a guest that waits look at its memory."""
-        if self._engine is not None and not self._processor.interrupts:
+        emulator = self._emulator
+        if emulator is not None and not emulator.processor.interrupts:
             self._woken = True
             if self._waiting:
                 self._break_off()
@@ -156,75 +168,88 @@ class Unicorn(Backend):
     def close(self) -> None:
         """Give back the processor and all that was mapped."""
         self._alarm.close()
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
-            del self._processor, self._space, self._ports, self._brake, self._counter
+        self._drop()
+
+    def _drop(self) -> None:
+        emulator, self._emulator = self._emulator, None
+        if emulator is not None:
+            emulator.engine.close()
+
+    def _started(self) -> _Emulator:
+        if self._emulator is None:
+            raise BackendError("The machine must be reset to a program before its processor runs")
+        return self._emulator
 
     # --- between two runs ------------------------------------------------------------------------
 
-    def _look(self, budget: Budget) -> bool:
+    def _look(self, emulator: _Emulator, budget: Budget) -> bool:
         """Do what there is to do; True when `run` is to return."""
+        processor = emulator.processor
         self._alarm.quiet()
-        self._brake.release()
+        emulator.brake.release()
         self._raise_error()
         if self.system.timers.run_due():
             self._woken = True
-        if self._space.stale:
-            self._space.follow()
-        if self._processor.deliver() or (self._woken and not self._processor.interrupts):
+        if emulator.space.stale:
+            emulator.space.follow()
+        if processor.deliver() or (self._woken and not processor.interrupts):
             self._waiting = False
         self._woken = False
         # Last, since a timer may have stopped it.
         if self._stopping:
             self._stopping = False
             return True
-        self._check(budget)
+        self._check(processor, budget)
         self._held_until = math.inf
-        if self._processor.held_back:
-            self._held_until = time.monotonic() + _HELD_BACK
+        if not processor.held_back:
+            self._steps = 0
+        elif self._steps < _STEPS:
+            self._steps += 1
+            emulator.brake.release_for_one()
+        else:
+            self._held_until = time.monotonic() + _A_WHILE
         return False
 
-    def _check(self, budget: Budget) -> None:
+    def _check(self, processor: Processor, budget: Budget) -> None:
         if budget.instructions is not None and budget.instructions <= 0:
             what = "budget of instructions"
         elif time.monotonic() >= self._deadline:
             what = "time"
         else:
             return
-        pc = self._processor.pc
         waiting = ", waiting for an interrupt" if self._waiting else ""
-        raise BudgetError(f"The guest used up its {what} at {self.system.place(pc)}{waiting}")
+        place = self.system.place(processor.pc)
+        raise BudgetError(f"The guest used up its {what} at {place}{waiting}")
 
-    def _wait(self) -> None:
-        self._processor.check_wait()
+    def _wait(self, emulator: _Emulator) -> None:
+        emulator.processor.check_wait()
         if not self._alarm.sleep():
-            raise self._processor.stopped(
+            raise emulator.processor.stopped(
                 "The guest waits for an interrupt, and there is no timer that could send one "
                 "(give a timeout if another thread of the host may)"
             )
 
-    def _execute(self, budget: Budget) -> None:
-        engine, space, alarm = self._engine, self._space, self._alarm
-        assert engine is not None
+    def _execute(self, emulator: _Emulator, budget: Budget) -> None:
+        engine, space, counter = emulator.engine, emulator.space, emulator.counter
         limit = budget.instructions or 0
-        pc = self._processor.pc
-        self._counter.reset()
+        pc = emulator.processor.pc
+        counter.reset()
+        self._alarm.before_run()
         space.safe = False
-        alarm.before_run()
         try:
             status = engine.run(pc, limit)
         finally:
             space.safe = True
-        done = limit
+        used_up = False
         if limit:
-            done = min(self._counter.value, limit)
-            budget.instructions = limit - done
+            left = max(limit - counter.value, 0)
+            used_up = not left
+            budget.instructions = left
         if status != uc.UC_ERR_OK:
             self._raise_error()
             sentence = _SENTENCES.get(status, f"The guest cannot go on: {EngineError(status)}")
-            raise self._processor.stopped(sentence)
-        self._waiting = not self._brake.stopped and (not limit or done < limit)
+            raise emulator.processor.stopped(sentence)
+        self._waiting = not emulator.brake.stopped and not used_up
 
     def _due(self) -> float:
         due = self._deadline
@@ -244,8 +269,8 @@ class Unicorn(Backend):
             self._alarm.ring()
 
     def _pull(self) -> None:
-        if self._engine is not None:
-            self._brake.pull()
+        if self._emulator is not None:
+            self._emulator.brake.pull()
 
     def _fail(self, error: BaseException) -> None:
         """Take an exception that left a hook; it comes out of `run`. The first one counts."""

@@ -23,10 +23,14 @@ from callgate.backends.unicorn.engine import ON_CODE, STOP, Callback, Engine
 # System V ABI: rdi is the engine, rcx what the hook was given as its pointer.
 _BRAKE = {
     "x86_64": b"\xf3\x0f\x1e\xfa"  #                       endbr64
-    b"\x83\x39\x00"  #                                     cmp    dword [rcx], 0
-    b"\x75\x01"  #                                         jne    1f
-    b"\xc3"  #                                             ret
-    b"\xc7\x41\x04\x01\x00\x00\x00"  #                  1: mov    dword [rcx + 4], 1
+    b"\x8b\x01"  #                                         mov    eax, [rcx]
+    b"\x85\xc0"  #                                         test   eax, eax
+    b"\x74\x06"  #                                         jz     1f
+    b"\xff\xc8"  #                                         dec    eax
+    b"\x74\x03"  #                                         jz     2f
+    b"\x89\x01"  #                                         mov    [rcx], eax
+    b"\xc3"  #                                          1: ret
+    b"\xc7\x41\x04\x01\x00\x00\x00"  #                  2: mov    dword [rcx + 4], 1
     b"\x48\xb8"
     + STOP.to_bytes(8, "little")  #          mov    rax, uc_emu_stop
     + b"\xff\xe0",  #                                        jmp    rax
@@ -59,10 +63,10 @@ class Brake:
         """Let the next run go on."""
         self._words[0] = self._words[1] = 0
 
-    @property
-    def pulled(self) -> bool:
-        """Whether it was pulled since the last `release`."""
-        return bool(self._words[0])
+    def release_for_one(self) -> None:
+        """Let the next run execute one block."""
+        self._words[1] = 0
+        self._words[0] = 2
 
     @property
     def stopped(self) -> bool:
@@ -70,7 +74,10 @@ class Brake:
         return bool(self._words[1])
 
     def _look(self, _: int, __: int, ___: int, ____: int) -> None:
-        if self._words[0]:
+        left = self._words[0]
+        if left > 1:
+            self._words[0] = left - 1
+        elif left:
             self._words[1] = 1
             self._engine.stop()
 

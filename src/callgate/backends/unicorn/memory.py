@@ -37,6 +37,7 @@ from callgate.backends.unicorn.engine import (
     Callback,
     Engine,
 )
+from callgate.backends.unicorn.processor import Traps
 from callgate.pci.bar import ones
 from callgate.pci.bus import Mapping
 
@@ -65,19 +66,14 @@ class _Plain:
 
 
 class AddressSpace:
-    """The emulator's memory map, for as long as `engine` lives.
-
-    `fail` takes an exception that left a callback; `break_off` asks for the end of the block of
-    instructions that is being executed.
-    """
+    """The emulator's memory map, for as long as `engine` lives; `extra` is the processor's own."""
 
     def __init__(
         self,
         engine: Engine,
         system: System,
         extra: tuple[Mapping, ...],
-        fail: Callable[[BaseException], None],
-        break_off: Callable[[], None],
+        traps: Traps,
     ) -> None:
         self.owner = get_ident()
         """The thread that may change the map."""
@@ -88,8 +84,8 @@ class AddressSpace:
         self._engine = engine
         self._system = system
         self._extra = extra
-        self._fail = fail
-        self._break_off = break_off
+        self._fail = traps.fail
+        self._break_off = traps.break_off
         self._plain: list[_Plain] = []
         self._planned: list[_Plain] = []
         self._chunks: dict[int, int] = {}
@@ -203,11 +199,6 @@ class AddressSpace:
             self._hooks[new] = self._trap(new.window.read, new.window.write, new.base, place)
         # The library asks the first hook that was added, so this has to be the last.
         self._untrap(self._rest)
-        if system.board.arch == "x86_64":
-            # Addresses are 52 bits wide, so the last page is not that of 2^64; yet the library does
-            # not find it by its virtual address if it is mapped only in the middle of an access.
-            self._map_chunk(_LAST_PHYSICAL)
-            self._chunks.clear()
         self._rest = self._trap(self._system.mem_read, self._system.mem_write, 0, range(0))
 
     def _trap(

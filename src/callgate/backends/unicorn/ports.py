@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from unicorn import unicorn_const as uc
 from unicorn.x86_const import UC_X86_INS_IN, UC_X86_INS_OUT
 
 from callgate.backends.system import System
 from callgate.backends.unicorn.engine import ON_IN, ON_OUT, Engine
 from callgate.backends.unicorn.memory import AddressSpace
+from callgate.backends.unicorn.processor import Traps
 from callgate.pci.bar import Read, Write, ones
 from callgate.pci.bus import CONFIG_PORTS
 
@@ -23,14 +22,14 @@ class Ports:
         engine: Engine,
         system: System,
         space: AddressSpace,
-        fail: Callable[[BaseException], None],
+        traps: Traps,
     ) -> None:
         self._system = system
         self._space = space
         self._reads: dict[int, tuple[int, int, Read]] = {}
         self._writes: dict[int, tuple[int, int, Write]] = {}
         self.follow()
-        read_any, write_any = system.io_read, system.io_write
+        read_any, write_any, fail = system.io_read, system.io_write, traps.fail
 
         @ON_IN
         def on_in(_: int, port: int, size: int, __: int) -> int:

@@ -4,13 +4,13 @@
 The library has no interrupt line, so what a processor does when it takes an interrupt is done here,
 between two runs (Intel SDM, volume 3, 6.12 to 6.14):
 
-    64 bits   gate of 16 bytes; the stack becomes the TSS's IST or RSP0 if the gate or a change of
-              privilege says so, is aligned to 16, and gets SS RSP RFLAGS CS RIP
-    32 bits   gate of 8 bytes; with a change of privilege the TSS's SS0:ESP0; gets (SS ESP) EFLAGS
-              CS EIP
+    64 bits   gate of 16 bytes; the stack (that of the TSS, if the gate names one) is aligned to 16,
+              and gets SS RSP RFLAGS CS RIP
+    32 bits   gate of 8 bytes; the stack gets EFLAGS CS EIP
 
-`int n` goes the same way. Exceptions do not: the library does not tell their error codes, so they
-end the run. Segments are taken to be flat; virtual-8086 mode and task gates are not there.
+`int n` goes the same way. Exceptions do not, since the library does not tell their error codes, nor
+does anything from user mode, since it lets nobody change the privilege level: these end the run.
+Segments are taken to be flat.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ _INSTRUCTIONS = {
     Instruction.VMMCALL: b"\x0f\x01\xd9",
 }
 _CALL_INTERRUPT = 0x1F
-_STI, _INT3, _INT = 0xFB, 0xCC, 0xCD
+_STI_HLT = b"\xfb\xf4"
+_INT3, _INT = 0xCC, 0xCD
 _DENIED = 0xFFFF_FFFF
 """What a hypercall from user mode gives: -1, as KVM's -EPERM."""
 _EXCEPTIONS = {
@@ -67,6 +68,7 @@ _EXCEPTIONS = {
 }
 _TF, _IF, _NT, _RF, _VM = 1 << 8, 1 << 9, 1 << 14, 1 << 16, 1 << 17
 _PRESENT, _INTERRUPT_GATE, _TRAP_GATE = 0x80, 0xE, 0xF
+_TSS_IST = 0x24
 _FEATURES, _HYPERVISOR_LEAVES = 1, range(0x4000_0000, 0x4001_0000)
 _HYPERVISOR, _X2APIC = 1 << 31, 1 << 21
 """Of leaf 1, ECX."""
@@ -78,8 +80,8 @@ class X86(Processor):
     """What both widths share."""
 
     interrupts = True
-    program: ClassVar[tuple[int, int, int, int, int]]
-    """PC, flags, SP, CS, SS."""
+    program: ClassVar[tuple[int, int, int, int]]
+    """PC, flags, SP, CS."""
     numbers: ClassVar[tuple[int, int, int, int]]
     """EAX, EBX, ECX, EDX."""
     calling: ClassVar[tuple[int | None, ...]]
@@ -92,7 +94,6 @@ class X86(Processor):
         engine, fail, exception = self.engine, self.traps.fail, self._exception
         self.apic = LocalApic(self.system.faults)
         self._held_back = False
-        self._shadow = -1
         self._state = Registers(engine, self.program)
         self._cpuid_values = Registers(engine, self.numbers)
         self._instruction = self.system.platform.offer.instruction
@@ -203,7 +204,7 @@ class X86(Processor):
         state = self._state
         state.fetch(2)
         pc = state.values[0]
-        if not state.values[1] & _IF or self._after_sti(pc):
+        if not state.values[1] & _IF or self._before_halt(pc):
             self._held_back = True
             return False
         self._enter(self.apic.accept())
@@ -220,24 +221,17 @@ class X86(Processor):
         if not self._state.values[1] & _IF:
             raise self.stopped("The guest halted with interrupts off, so nothing can wake it")
 
-    def _after_sti(self, pc: int) -> bool:
-        """Whether STI was just executed.
+    def _before_halt(self, pc: int) -> bool:
+        """Whether the processor is between STI and HLT.
 
-        It holds interrupts back for one more instruction, so that "sti; hlt" is not torn apart
-        (Intel SDM, volume 2, STI).
+        STI holds interrupts back for one more instruction (Intel SDM, volume 2, STI). The library
+        does not tell, so that is not done, but for the one instruction that matters: an interrupt
+        between the two would leave the guest halted that waits for it.
         """
-        # The library does not tell. A guest may also sit behind an STI that it executed long ago,
-        # so the same place is believed only once.
-        if pc == self._shadow:
-            self._shadow = -1
-            return False
         try:
-            if self.engine.read(pc - 1, 1)[0] != _STI:
-                return False
+            return self.engine.read(pc - 1, 2) == _STI_HLT
         except EngineError:
             return False
-        self._shadow = pc
-        return True
 
     def _exception(self, number: int) -> None:
         """`int n`, or an exception."""
@@ -247,69 +241,54 @@ class X86(Processor):
         except EngineError:
             before = b"\0\0"
         if before == bytes((_INT, number)) or (number == 3 and before[1] == _INT3):
-            self._enter(number, software=True)
+            self._enter(number)
             return
         name = _EXCEPTIONS.get(number, f"exception {number}")
         raise self.stopped(f"The guest raised {name}, which this backend does not deliver")
 
-    def _enter(self, vector: int, *, software: bool = False) -> None:
+    def _enter(self, vector: int) -> None:
         """Call the handler of `vector` as the processor does."""
         try:
-            self._enter_gate(vector, software)
+            self._enter_gate(vector)
         except EngineError as error:
             raise self.stopped(
-                f"The handler of interrupt {vector:#x} cannot be entered: IDT, GDT, TSS and stack "
-                f"must lie in memory ({error})"
+                f"The handler of interrupt {vector:#x} cannot be entered: IDT, TSS and stack must "
+                f"lie in memory ({error})"
             ) from None
 
-    def _enter_gate(self, vector: int, software: bool) -> None:
+    def _enter_gate(self, vector: int) -> None:
         state = self._state
-        state.fetch(5)
-        pc, flags, sp, cs, ss = state.values
+        state.fetch(4)
+        pc, flags, sp, cs = state.values
+        if cs & 3:
+            raise self.stopped(
+                f"Interrupt {vector:#x} came in user mode, and this backend cannot change to "
+                "privilege level 0: keep interrupts off there"
+            )
         target, selector, stack, kind = self._gate(vector)
-        privilege = cs & 3
         if not kind & _PRESENT or kind & 0xF not in (_INTERRUPT_GATE, _TRAP_GATE):
             raise self.stopped(f"The guest's IDT must have a gate for interrupt {vector:#x}")
-        if software and kind >> 5 & 3 < privilege:
-            raise self.stopped(f"The guest's user mode must not use interrupt {vector:#x}")
-        new_sp, new_ss = sp, ss
-        if privilege and self._privilege(selector) < privilege:
-            new_sp, new_ss = self._inner_stack()
-        new_sp = self._push(
-            new_sp, stack, (pc, cs, flags, sp, ss), changed=new_sp != sp or new_ss != ss
-        )
+        sp = self._push(sp, stack, pc, cs, flags)
         flags &= ~(_TF | _NT | _RF | _VM)
         if kind & 0xF == _INTERRUPT_GATE:
             flags &= ~_IF
         values = state.values
-        values[0], values[1], values[2] = target, flags, new_sp
+        values[0], values[1], values[2] = target, flags, sp
         state.store(3)
         if selector != cs:
             self.engine.uc.reg_write(x86.UC_X86_REG_CS, selector)
-        if new_ss != ss:
-            self.engine.uc.reg_write(x86.UC_X86_REG_SS, new_ss)
 
     def _table(self, register: int) -> tuple[int, int]:
-        """Base and limit of IDTR, GDTR or TR."""
+        """Base and limit of IDTR or TR."""
         _, base, limit, _ = self.engine.uc.reg_read(register)
         return base, limit
-
-    def _privilege(self, selector: int) -> int:
-        base, _ = self._table(x86.UC_X86_REG_GDTR)
-        return self.engine.read(base + (selector & ~7) + 5, 1)[0] >> 5 & 3
 
     def _gate(self, vector: int) -> tuple[int, int, int, int]:
         """Return (address, selector, IST, kind) of an IDT gate; kind 0 if there is none."""
         raise NotImplementedError
 
-    def _inner_stack(self) -> tuple[int, int]:
-        """(SP, SS) for privilege level 0."""
-        raise NotImplementedError
-
-    def _push(
-        self, sp: int, stack: int, interrupted: tuple[int, int, int, int, int], *, changed: bool
-    ) -> int:
-        """Push (PC, CS, flags, SP, SS); returns the stack pointer after that."""
+    def _push(self, sp: int, stack: int, pc: int, cs: int, flags: int) -> int:
+        """Push what an interrupt pushes; returns the stack pointer after that."""
         raise NotImplementedError
 
 
@@ -330,7 +309,6 @@ class X8664(X86):
         x86.UC_X86_REG_RFLAGS,
         x86.UC_X86_REG_RSP,
         x86.UC_X86_REG_CS,
-        x86.UC_X86_REG_SS,
     )
     numbers = (x86.UC_X86_REG_RAX, x86.UC_X86_REG_RBX, x86.UC_X86_REG_RCX, x86.UC_X86_REG_RDX)
     calling = (
@@ -354,19 +332,16 @@ class X8664(X86):
         )
         return high << 32 | middle << 16 | low, selector, stack & 7, kind
 
-    def _inner_stack(self) -> tuple[int, int]:
-        base, _ = self._table(x86.UC_X86_REG_TR)
-        return int.from_bytes(self.engine.read(base + 4, 8), "little"), 0
-
-    def _push(
-        self, sp: int, stack: int, interrupted: tuple[int, int, int, int, int], *, changed: bool
-    ) -> int:
+    def _push(self, sp: int, stack: int, pc: int, cs: int, flags: int) -> int:
+        top = sp
         if stack:
             base, _ = self._table(x86.UC_X86_REG_TR)
-            sp = int.from_bytes(self.engine.read(base + 36 + 8 * (stack - 1), 8), "little")
-        sp = (sp & ~15) - 40
-        self.engine.write(sp, struct.pack("<5Q", *interrupted))
-        return sp
+            at = base + _TSS_IST + 8 * (stack - 1)
+            top = int.from_bytes(self.engine.read(at, 8), "little")
+        top = (top & ~15) - 40
+        ss: int = self.engine.uc.reg_read(x86.UC_X86_REG_SS)
+        self.engine.write(top, struct.pack("<5Q", pc, cs, flags, sp, ss))
+        return top
 
 
 class I386(X86):
@@ -385,7 +360,6 @@ class I386(X86):
         x86.UC_X86_REG_EFLAGS,
         x86.UC_X86_REG_ESP,
         x86.UC_X86_REG_CS,
-        x86.UC_X86_REG_SS,
     )
     numbers = (x86.UC_X86_REG_EAX, x86.UC_X86_REG_EBX, x86.UC_X86_REG_ECX, x86.UC_X86_REG_EDX)
     calling = (
@@ -406,17 +380,9 @@ class I386(X86):
         )
         return high << 16 | low, selector, 0, kind
 
-    def _inner_stack(self) -> tuple[int, int]:
-        base, _ = self._table(x86.UC_X86_REG_TR)
-        sp, ss = struct.unpack("<II", self.engine.read(base + 4, 8))
-        return sp, ss & 0xFFFF
-
-    def _push(
-        self, sp: int, stack: int, interrupted: tuple[int, int, int, int, int], *, changed: bool
-    ) -> int:
-        pushed = interrupted if changed else interrupted[:3]
-        sp = sp - 4 * len(pushed) & 0xFFFF_FFFF
-        self.engine.write(sp, struct.pack(f"<{len(pushed)}I", *pushed))
+    def _push(self, sp: int, stack: int, pc: int, cs: int, flags: int) -> int:
+        sp = sp - 12 & 0xFFFF_FFFF
+        self.engine.write(sp, struct.pack("<3I", pc, cs, flags))
         return sp
 
 

@@ -235,6 +235,7 @@ class CallTests:
     def test_registers_do_not_carry_a_payload(self, make: MakeRig) -> None:
         """BAD_FRAME for a call that needs a frame, and for more slots than the registers have."""
         rig = make(Bulk(), Values())
+        assert rig.door.register_slots == rig.slots
         bulk, values = (rig.open(device) for device in rig.devices)
         way = Way(Transport.HYPERCALL, False)
         if way not in rig.ways(bulk):

@@ -19,7 +19,7 @@ from callgate.driver.directory import find_gate
 from callgate.driver.door import Door
 from callgate.driver.frame import Reply
 from callgate.driver.pci import PciFunction
-from callgate.gate.abi import Transport
+from callgate.gate.abi import MAX_REGISTER_VALUES, Transport
 from callgate.machine import Machine
 from callgate.pci.function import Function
 from callgate.testing.agent import AgentDoor
@@ -118,8 +118,8 @@ class Rig:
 
     @property
     def slots(self) -> int:
-        """Slots that a hypercall's registers carry."""
-        return self.door.register_slots
+        """Slots that a hypercall's registers carry (docs/abi.md, 6.3)."""
+        return MAX_REGISTER_VALUES * self.machine.board.bits // 64
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: MIT
+"""Frame: one frame of a gate as the host sees it (docs/abi.md, section 5).
+
+    words    0 state    1 vector    2 flags, counts    3 status
+    quads    0          1           2 code  3 cookie  4 ... 15 values
+
+The usual frame carries a call with the right number of arguments and no flags. It goes the short way:
+the call's own stub takes the arguments out of it and puts the results back. All others are copied
+and judged step by step.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+from callgate.gate.abi import FRAME, MAX_VALUES, FrameFlag, FrameState, Status
+from callgate.gate.tracing import refused_event
+
+if TYPE_CHECKING:
+    from callgate.gate.gate import Gate
+    from callgate.gate.target import Target
+    from callgate.gate.vectors import Binding, Slot
+
+# Plain numbers: a look-up in an enum class costs as much as a call in Python 3.11, and an IntFlag's
+# operators cost more than all else on a call's path.
+_READY = int(FrameState.READY)
+_RUNNING = int(FrameState.RUNNING)
+_DONE = int(FrameState.DONE)
+_ONE_WAY = int(FrameFlag.ONE_WAY)
+_INTERRUPT = int(FrameFlag.INTERRUPT)
+_UNKNOWN_FLAGS = 0xFFFF & ~(_ONE_WAY | _INTERRUPT)
+_OK = Status.OK
+_FAULTED = int(Status.DEVICE_FAULT) << 32
+_VALUES_AT = FRAME.offset("values")
+_VALUES = tuple(struct.Struct(f"<{count}Q").unpack_from for count in range(MAX_VALUES + 1))
+
+
+class Frame:
+    """One frame, and the place where its call in flight is written down.
+
+    `free` holds one item while nobody answers the frame. Who takes it out has the frame, and puts it
+    back: a lock that nobody waits for, at half of a lock's price.
+    """
+
+    __slots__ = ("free", "gate", "live", "payload", "quads", "ram", "slot", "words")
+
+    def __init__(self, gate: Gate, ram: memoryview, slot: Slot) -> None:
+        self.gate = gate
+        self.live = gate.table.live
+        self.ram = ram
+        self.words = ram[: FRAME.size].cast("I")
+        self.quads = ram[: FRAME.size].cast("Q")
+        self.payload = ram[FRAME.size :]
+        self.slot = slot
+        self.free = [True]
+
+    def clear(self) -> None:
+        """Make it FREE and all zeros, unless it is being answered."""
+        try:
+            self.free.pop()
+        except IndexError:
+            return
+        self.ram[: FRAME.size] = bytes(FRAME.size)
+        self.free.append(True)
+
+    def look(self, from_watcher: bool = False) -> None:
+        """Answer the frame if it is READY."""
+        words, free = self.words, self.free
+        # A frame is answered by one thread at a time, whoever else rings for it.
+        while True:
+            try:
+                free.pop()
+            except IndexError:
+                return
+            if words[0] == _READY:
+                break
+            free.append(True)
+            # Who stored READY just now may have found the frame taken, and counts on us.
+            if words[0] != _READY:
+                return
+        # Who rings from now on sees a frame that is being answered.
+        words[0] = _RUNNING
+        quads = self.quads
+        answer = _FAULTED
+        flags = 0
+        try:
+            # From here on only the copy is judged.
+            vector = words[1]
+            flags = words[2] & 0xFF_FFFF
+            binding = self.live.get(vector)
+            target: Target
+            if (
+                binding is not None
+                and (target := binding.target).gate is self.gate
+                and flags == target.usual
+            ):
+                assert target.frame_stub is not None
+                status, code, _ = target.run(
+                    self.slot, binding, target.frame_stub, quads, self.payload, target.arguments
+                )
+                answer = target.done
+                if status is not _OK:
+                    answer = self._put(flags, status, code, ())
+            else:
+                answer = self._judge(vector, flags, binding)
+        finally:
+            # Results, then status, then the state: whoever sees DONE sees all of them. The frame is
+            # given back before that: who sees DONE may ring at once, and is not to find it taken.
+            quads[1] = answer
+            free.append(True)
+            words[0] = _DONE
+        gate = self.gate
+        if flags & _INTERRUPT:
+            gate.tell_done()
+        if gate.woken is not None and not from_watcher:
+            gate.woken()
+
+    def _judge(self, vector: int, flags: int, binding: Binding | None) -> int:
+        """Answer a frame that is in any way unusual; returns its second quad."""
+        count = flags >> 16
+        if flags & _UNKNOWN_FLAGS:
+            sentence = f"a frame's flags must be known ones, not {flags & 0xFFFF:#x}"
+            return self._refuse(flags, vector, Status.BAD_FRAME, sentence)
+        if binding is None or binding.target.gate is not self.gate:
+            # A live vector of another device is none of this one's.
+            status = self.gate.table.judge(vector) if binding is None else Status.NO_SUCH_VECTOR
+            sentence = f"vector {vector:#x} leads to no call of this device"
+            return self._refuse(flags, vector, status, sentence)
+        if count > MAX_VALUES:
+            sentence = f"a frame has room for {MAX_VALUES} slots, not {count}"
+            return self._refuse(flags, vector, Status.BAD_COUNT, sentence)
+        values = _VALUES[count](self.quads, _VALUES_AT)
+        payload = self.payload
+        if flags & _ONE_WAY:  # No result is written, not into the payload either.
+            payload = memoryview(bytearray(payload))
+        status, code, results = binding.target.execute(self.slot, binding, values, payload)
+        return self._put(flags, status, code, () if flags & _ONE_WAY else results)
+
+    def _refuse(self, flags: int, vector: int, status: Status, sentence: str) -> int:
+        gate = self.gate
+        gate.faults.note(status.name, sentence)
+        if gate.trace is not None:
+            gate.trace(refused_event(gate.device.spec.name, vector, status))
+        return self._put(flags, status, 0, ())
+
+    def _put(self, flags: int, status: Status, code: int, results: tuple[int, ...]) -> int:
+        """Write code and results; returns the second quad, which tells of them."""
+        if code:
+            self.quads[2] = code
+        for at, result in enumerate(results, _VALUES_AT // 8):
+            self.quads[at] = result
+        return flags | len(results) << 24 | status << 32
