@@ -142,6 +142,7 @@ BufferInOut = Annotated[Buffer, Direction.INOUT]
 
 BOOL = Scalar("bool", 1, False)
 _U32 = Scalar("u32", 32, False)
+_U64 = Scalar("u64", 64, False)
 
 
 def _type_of(annotation: Any, where: str) -> Type:
@@ -423,7 +424,14 @@ def compile_frame_stub(call: Call, device: Device) -> FrameStub | None:
         return None
     slots, lines, results, scope = _body(call, device)
     lines[:0] = [f"{name} = quads[{_VALUES + at}]" for at, name in enumerate(slots)]
-    lines += [f"quads[{_VALUES + at}] = {name}" for at, name in enumerate(results)]
+    stores = [f"quads[{_VALUES + at}] = {name}" for at, name in enumerate(results)]
+    if call.results == (_U64,) and not call.several:
+        # The store itself takes no other number, so only what it refuses is looked at.
+        checks = len(list(_result_lines("", _U64)))
+        last, lines = lines[-checks:], lines[:-checks]
+        lines += ["try:", f"    {stores[0]}", "except (TypeError, ValueError):"]
+        stores = [f"    {line}" for line in (*last, *stores)]
+    lines += stores
     stub: FrameStub = _compiled(call, "quads", lines, scope)
     return stub
 

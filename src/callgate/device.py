@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Device: what a user subclasses. The class body is the datasheet; everything else derives from it."""
+"""Device: what a user subclasses. The class body is the datasheet; all else derives from it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class TimerQueue(Protocol):
 
 
 class GateControl(Protocol):
-    """The host's hand on a device's calls, by name (`device.gate`); see `callgate.gate.gate.Gate`."""
+    """The host's hand on a device's calls, by name (`device.gate`); see `gate/gate.py`."""
 
     def bind(self, name: str) -> int:
         """Give the call a (new) vector."""
@@ -192,7 +192,7 @@ class Device:
         super().__init_subclass__(**kwargs)
         cls.spec = _verify(cls)
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Device:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Device:  # noqa: D102
         if not hasattr(cls, "id"):
             raise DeclarationError(f"{cls.__name__}.id must be given: (vendor, device)")
         self = super().__new__(cls)
@@ -235,7 +235,7 @@ class Device:
 
     @property
     def gate(self) -> GateControl:
-        """Bind, revoke, filter and limit this device's calls. Raises RuntimeError if it has none."""
+        """Bind, revoke, filter, limit this device's calls. Raises RuntimeError if it has none."""
         gate = self.plugged.gate
         if gate is None:
             raise RuntimeError(f"{self.spec.name} must declare a @call to have a gate")
@@ -306,7 +306,7 @@ class Device:
         return value
 
     def register_write(self, bar: int, offset: int, size: int, value: int) -> None:
-        """A guest's write of `size` bytes in a declared BAR. Never raises for what the guest did."""
+        """A guest's write of `size` bytes in a declared BAR. Never raises for a guest's fault."""
         register = self.spec.whole.get((bar, offset, size))
         if register is not None:
             self._write(register, value, register.mask)
@@ -652,5 +652,5 @@ def _verify_numbers(cls: type[Device], owner: str) -> None:
     size = cls.frame_size
     if size < MIN_FRAME_SIZE or size & (size - 1) or size > 1 << 20:
         raise DeclarationError(
-            f"{owner}.frame_size must be a power of two from {MIN_FRAME_SIZE} to 1 MiB, not {size!r}"
+            f"{owner}.frame_size must be a power of two, {MIN_FRAME_SIZE} to 1 MiB, not {size!r}"
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Interrupts of a device: MSI-X entries, with INTx as the fallback (PCI Local Bus 3.0, 6.8, 2.2.6)."""
+"""Interrupts of a device: MSI-X, with INTx as the fallback (PCI Local Bus 3.0, 6.8, 2.2.6)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Interrupt:
     """An interrupt towards the guest. Its MSI-X table index is its place among the declared ones.
 
     `self.done.trigger()` sends one. While the driver has not enabled MSI-X, it raises INTA instead,
-    which stays asserted until `self.done.deassert()`: the driver tells the device through a register
+    which stays asserted until `self.done.deassert()`: the driver tells the device by a register
     of the device's own, so a model that cares for INTx deasserts in that register's hook.
     """
 

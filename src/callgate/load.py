@@ -21,7 +21,7 @@ class DeviceFileBug(Exception):
 def load_device_class(place: str | Path) -> type[Device]:
     """The Device class that a file defines. `FILE:CLASS` chooses where it defines several.
 
-    Raises LoadError (a sentence) when there is no such file, class or valid Python, DeclarationError
+    Raises LoadError (a sentence) if there is no such file, class or valid Python, DeclarationError
     when the class's body is wrong, and DeviceFileBug for any other exception from the file.
     """
     text = str(place)
@@ -55,7 +55,8 @@ def _execute(path: Path) -> ModuleType:
     if path.suffix != ".py" or not path.is_file():
         raise LoadError(f"{path} must be a Python file that exists")
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # Annotations are resolved through it.
     try:
@@ -78,7 +79,7 @@ def _execute(path: Path) -> ModuleType:
 
 def find_guest(device_file: Path, arch: str) -> Path:
     """The guest program that belongs to a device file: build/guest/ARCH/FOLDER.elf, where FOLDER is
-    the file's folder and `build` stands beside it or above. Raises LoadError when there is none, and
+    the file's folder and `build` stands beside it or above. Raises LoadError if there is none, and
     BackendError for an architecture that does not exist."""
     if arch not in BOARDS:
         raise BackendError(f"The architecture must be one of {', '.join(BOARDS)}, not {arch!r}")

@@ -16,7 +16,7 @@ _log = logging.getLogger("callgate.device")
 
 
 class Bugs:
-    """What one device's model raised. Each bug is logged loudly once, then quietly: a guest that can
+    """What a device's model raised. Each bug is logged loudly once, then quietly: a guest that can
     make a model fail must not fill the log. Safe to use from any thread."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Bugs:
 
 
 def user_traceback(error: BaseException) -> str:
-    """The traceback of `error` from the first frame outside this package on; whole if there is none.
+    """The traceback of `error` from the first frame outside this package; whole if there is none.
 
     Frames of the package that lie below the user's (a register's setter, say) are left out too, and
     so they are of the exceptions that led to it.

@@ -627,8 +627,7 @@ def test_09_the_host_decides_what_is_exposed(guest: Guest, fake: FakeGuest, devi
     # A quota for each vector.
     gate.limit("add", per_second=5)
     statuses = [guest.call(add, 1, 2)[0] for _ in range(40)]
-    assert set(statuses) == {Status.OK, Status.BUSY}
-    assert 5 <= statuses.count(Status.OK) <= 7
+    assert statuses == [Status.OK] * 5 + [Status.BUSY] * 35
     assert guest.call(guest.vector("divide"), 7, 2)[0] == Status.OK
     gate.limit("add")
     assert guest.call(add, 1, 2)[0] == Status.OK

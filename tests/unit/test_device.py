@@ -274,6 +274,7 @@ def test_bad_delays_raise(model: Model) -> None:
         model.after(-1, model.tick)
     with pytest.raises(ValueError, match="more than 0"):
         model.every(0, model.tick)
+    assert not model._timers
 
 
 def test_timers_that_ended_are_forgotten(model: Model, place: Place) -> None:

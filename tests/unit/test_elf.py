@@ -31,7 +31,7 @@ def elf(
     wide: bool | None = None,
     order: str = "<",
 ) -> bytes:
-    """Make an ELF file. Segments are (address, bytes, size in memory), symbols (name, value, size)."""
+    """Make an ELF file of segments (address, bytes, memory size), symbols (name, value, size)."""
     wide = arch != "i386" if wide is None else wide
     header = 64 if wide else 52
     phsize = 56 if wide else 32

@@ -18,6 +18,7 @@ from callgate.call import (
     CallRefused,
     ResultMisfit,
     call,
+    compile_frame_stub,
     compile_stub,
     i8,
     i16,
@@ -71,8 +72,18 @@ class Plug:
         raise AssertionError
 
 
+@pytest.fixture(params=["values", "frame"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each test twice: by the stub that takes slots, and by the one that works in the frame."""
+    way: str = request.param
+    monkeypatch.setattr(Sample, "way", way)
+    return way
+
+
 class Sample:
     """A call with these annotations; `seen` is what its method got, `answer` what it returns."""
+
+    way = "values"
 
     def __init__(self, *arguments: Any, result: Any = None) -> None:
         self.seen: list[Any] = []
@@ -97,10 +108,27 @@ class Sample:
         self.memory.add(0x2000, bytes(256))
         device = kind()
         device.plug_in(Plug(self.memory))
-        self.stub = compile_stub(kind.spec.calls[0], device)
+        self.call = kind.spec.calls[0]
+        self.stub = compile_stub(self.call, device)
+        self.frame_stub = compile_frame_stub(self.call, device)
 
     def __call__(self, *slots: int, payload: bytearray | None = None) -> tuple[Any, ...]:
-        return self.stub(slots, None if payload is None else memoryview(payload))
+        view = None if payload is None else memoryview(payload)
+        if self.way == "values" or self.frame_stub is None:
+            return self.stub(slots, view)
+        before = (0xEE, 0xEE, 0xEE, 0xEE, *slots, *(0xEE,) * (12 - len(slots)))
+        quads = memoryview(bytearray(128)).cast("Q")
+        for at, slot in enumerate(before):
+            quads[at] = slot
+        try:
+            self.frame_stub(quads, view)
+        except Exception:
+            assert tuple(quads) == before
+            raise
+        count = self.call.result_slots
+        assert tuple(quads[:4]) == before[:4]
+        assert tuple(quads[4 + count :]) == before[4 + count :]
+        return tuple(quads[4 : 4 + count])
 
     def refuses(self, status: Status, *slots: int, payload: bytearray | None = None) -> str:
         before = len(self.seen)

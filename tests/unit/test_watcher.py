@@ -241,11 +241,11 @@ def test_a_frame_that_another_thread_answers_does_not_keep_it_awake(driver: Driv
         caller.join(5)
 
 
-@pytest.mark.parametrize("linger", [0.0, 0.0002])
+@pytest.mark.parametrize("linger", [0.0, 0.0002, 0.003])
 def test_no_wake_up_is_lost(linger: float) -> None:
     """Drivers that pause about as long as the watcher lingers: it falls asleep all the time."""
     driver = Driver()
-    end = time.monotonic() + 0.8
+    end = time.monotonic() + 0.6
     errors: list[BaseException] = []
     made = [0] * 4
 
@@ -275,7 +275,9 @@ def test_no_wake_up_is_lost(linger: float) -> None:
         sys.setswitchinterval(interval)
     assert errors == []
     assert min(made) > 5
-    assert 0 < driver.rung < sum(made)  # Some by the doorbell, some without.
+    assert driver.rung > 0
+    if linger > 0.001:
+        assert driver.rung < sum(made)  # Some by the doorbell, some without.
 
 
 def test_a_platform_without_polled_never_watches() -> None:

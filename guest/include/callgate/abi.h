@@ -119,8 +119,7 @@ enum callgate_doorbell_register {
 #define CALLGATE_AT(layout, member, offset) \
 	_Static_assert(offsetof(struct layout, member) == (offset), #layout "." #member)
 
-/* Vendor-specific capability (PCI Local Bus 3.0, 6.7 and appendix H): where the gate is and how
- * to ring. */
+/* Vendor-specific capability (PCI Local Bus 3.0, 6.7, appendix H): where the gate is. */
 struct callgate_capability {
 	uint8_t id;                /* 0x00 0x09, vendor specific */
 	uint8_t next;              /* 0x01 offset of the next capability, or 0 */

@@ -228,31 +228,8 @@ static inline bool callgate_fits_registers(const struct callgate_call *call)
 static inline bool callgate_offers(const struct callgate_device *dev,
 				   const struct callgate_call *call, enum callgate_path path)
 {
-	const struct callgate_capability *capability = &dev->capability;
-	const bool hypercall = capability->transports & CALLGATE_TRANSPORT_HYPERCALL &&
-			       callgate_arch_has(capability->instruction);
-
-	switch (path) {
-	case CALLGATE_PATH_CHEAPEST:
-		return true;
-	case CALLGATE_PATH_POLLED:
-		return dev->features & CALLGATE_FEATURE_POLLED;
-	case CALLGATE_PATH_HYPERCALL:
-		return hypercall && callgate_fits_registers(call);
-	case CALLGATE_PATH_HYPERCALL_FRAME:
-		return hypercall;
-	case CALLGATE_PATH_PIO:
-		return capability->transports & CALLGATE_TRANSPORT_PIO &&
-		       capability->pio_bar < CALLGATE_PCI_BARS &&
-		       dev->bars[capability->pio_bar].io && capability->pio_offset % 4 == 0 &&
-		       callgate_bar_holds(&dev->bars[capability->pio_bar], capability->pio_offset,
-					  CALLGATE_PIO_SIZE);
-	case CALLGATE_PATH_MMIO:
-		return capability->transports & CALLGATE_TRANSPORT_MMIO;
-	case CALLGATE_PATH_END:
-		break;
-	}
-	return false;
+	return path < CALLGATE_PATH_END && dev->offers >> path & 1 &&
+	       (path != CALLGATE_PATH_HYPERCALL || callgate_fits_registers(call));
 }
 
 static inline bool callgate_watching(const struct callgate_device *dev)
@@ -362,8 +339,9 @@ static inline int callgate_send(struct callgate_device *dev, const struct callga
 		return status;
 	frame = callgate_frame(dev);
 	callgate_arch_write32(frame + CALLGATE_FRAME_AT(vector), call->vector);
-	callgate_arch_write16(frame + CALLGATE_FRAME_AT(flags), flags);
-	callgate_arch_write8(frame + CALLGATE_FRAME_AT(arguments), (uint8_t)argument_count);
+	/* flags, arguments, and no results yet */
+	callgate_arch_write32(frame + CALLGATE_FRAME_AT(flags),
+			      flags | (uint32_t)argument_count << 16);
 	callgate_arch_write64(frame + CALLGATE_FRAME_AT(code), 0);
 	for (i = 0; i < argument_count; i++)
 		callgate_arch_write64(frame + CALLGATE_FRAME_AT(values) + 8 * i, arguments[i]);

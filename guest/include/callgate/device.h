@@ -78,6 +78,7 @@ struct callgate_device {
 	uint32_t patience;                     /* rounds of waiting before NO_ANSWER */
 	uint64_t code;                         /* the device's own, after DEVICE_ERROR */
 	uint32_t features;                     /* enum callgate_feature bits in force */
+	uint8_t offers;                        /* 1 << enum callgate_path: what the platform has */
 	volatile uint8_t *gate;                /* NULL: the device has no calls */
 	struct callgate_bar bars[CALLGATE_PCI_BARS];
 	struct callgate_capability capability; /* copies, checked */
@@ -208,6 +209,28 @@ static inline bool callgate_header_sound(const struct callgate_header *header,
 		       capability->gate_length;
 }
 
+/* The ways that capability and features offer, as bits 1 << enum callgate_path. */
+static inline uint8_t callgate_ways(const struct callgate_device *dev)
+{
+	const struct callgate_capability *capability = &dev->capability;
+	unsigned int ways = 1u << CALLGATE_PATH_CHEAPEST;
+
+	if (dev->features & CALLGATE_FEATURE_POLLED)
+		ways |= 1u << CALLGATE_PATH_POLLED;
+	if (capability->transports & CALLGATE_TRANSPORT_HYPERCALL &&
+	    callgate_arch_has(capability->instruction))
+		ways |= 1u << CALLGATE_PATH_HYPERCALL | 1u << CALLGATE_PATH_HYPERCALL_FRAME;
+	if (capability->transports & CALLGATE_TRANSPORT_PIO &&
+	    capability->pio_bar < CALLGATE_PCI_BARS && dev->bars[capability->pio_bar].io &&
+	    capability->pio_offset % 4 == 0 &&
+	    callgate_bar_holds(&dev->bars[capability->pio_bar], capability->pio_offset,
+			       CALLGATE_PIO_SIZE))
+		ways |= 1u << CALLGATE_PATH_PIO;
+	if (capability->transports & CALLGATE_TRANSPORT_MMIO)
+		ways |= 1u << CALLGATE_PATH_MMIO;
+	return (uint8_t)ways;
+}
+
 /* Agree on the version, and on those of the features `wanted` that the host has too. */
 static inline int callgate_negotiate(struct callgate_device *dev, uint32_t wanted)
 {
@@ -217,12 +240,14 @@ static inline int callgate_negotiate(struct callgate_device *dev, uint32_t wante
 		version = CALLGATE_VERSION_MINOR;
 	version |= CALLGATE_VERSION_MAJOR << 16;
 	dev->features = 0;
+	dev->offers = 0;
 	callgate_doorbell_write(dev, CALLGATE_DOORBELL_REGISTER_VERSION, version);
 	if (callgate_doorbell_read(dev, CALLGATE_DOORBELL_REGISTER_VERSION) != version)
 		return callgate_gone(dev) ? CALLGATE_GONE : CALLGATE_MISMATCH;
 	wanted &= dev->header.features;
 	callgate_doorbell_write(dev, CALLGATE_DOORBELL_REGISTER_FEATURES, wanted);
 	dev->features = callgate_doorbell_read(dev, CALLGATE_DOORBELL_REGISTER_FEATURES) & wanted;
+	dev->offers = callgate_ways(dev);
 	return CALLGATE_OK;
 }
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""loopback: no processor. The driver is Python in this process (`callgate.driver`), for unit tests."""
+"""loopback: no processor. The driver is Python in this process (`callgate.driver`)."""
 
 from __future__ import annotations
 

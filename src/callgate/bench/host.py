@@ -62,8 +62,8 @@ def loopback_rows(calls: int) -> Iterator[Row]:
 def dispatch_checks() -> Iterator[Check]:
     """Whether the number of vectors that are bound tells in the time that one call takes.
 
-    Ten of the vectors are called in turn, as a guest's hot loop would. The second figure is the worst
-    case instead: every call another vector, in no order, so that nothing is in the processor's cache.
+    Ten of the vectors are called in turn, as a guest's hot loop would. The second figure is the
+    worst case: every call another vector, in no order, so nothing is in the processor's cache.
     """
     with Machine(Bench(), on="loopback", watch=False) as machine:
         gate = machine.functions[0].gate

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The commands. Each says in its help what it does, with an example.
 
-Exit codes: the guest's own for `run`; 2 for what the user can mend, told in one sentence; 1 for a bug
-in a device model, shown as its own traceback, and for a demo that went wrong; 130 for Ctrl-C.
+Exit codes: the guest's own for `run`; 2 for what the user can mend, told in one sentence; 1 for a
+bug in a device model, shown as its own traceback, and for a demo that went wrong; 130 for Ctrl-C.
 """
 
 from __future__ import annotations
@@ -146,7 +146,6 @@ def run(
     """Run a guest program with the devices plugged in; exit with the guest's exit code.
 
     Examples:
-
     [bold]callgate run examples/01_adder/device.py[/bold]
 
     [bold]callgate run examples/01_adder/device.py --arch riscv64 --platform native --trace[/bold]
@@ -164,7 +163,7 @@ def run(
 
     if not backend(on).has_processor:
         raise BackendError(
-            f"The backend {on} must have a processor to run a guest program, and has none: it is for "
+            f"The backend {on} must have a processor to run a guest program: it is for "
             "drivers in Python (callgate.testing.FakeGuest)"
         )
     if guest is None:
@@ -197,7 +196,6 @@ def show(
     """Show what a device declares: ids, BARs, registers, interrupts, calls.
 
     Examples:
-
     [bold]callgate show examples/01_adder/device.py[/bold]
 
     [bold]callgate show examples/01_adder/device.py --lspci | lspci -F - -vvv[/bold]

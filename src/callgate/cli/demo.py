@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """`callgate demo`: every example as machine code, on every architecture and platform.
 
-A row is one thing that a guest did, over one transport. It is right when the guest itself said so, in a
-line that ends with "ok". A guest that tries every transport must have such a line for each that the
-platform offers, and every guest must end with such a line and with exit code 0.
+A row is one thing that a guest did, over one transport. It is right when the guest itself said so,
+in a line that ends with "ok". A guest that tries every transport must have such a line for each
+that the platform offers, and every guest must end with such a line and with exit code 0.
 """
 
 from __future__ import annotations

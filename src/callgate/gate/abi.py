@@ -62,7 +62,7 @@ class Status(enum.IntEnum):
 
     text: str
 
-    def __new__(cls, value: int, text: str = "") -> Status:
+    def __new__(cls, value: int, text: str = "") -> Status:  # noqa: D102
         self = int.__new__(cls, value)
         self._value_ = value
         self.text = text
@@ -165,7 +165,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Layout:
-    """A C struct without padding; building one checks that every offset is the sum of what precedes."""
+    """A C struct without padding; building one checks that no offset leaves a gap."""
 
     name: str
     doc: str
@@ -208,7 +208,7 @@ class Layout:
 
 CAPABILITY = Layout(
     "callgate_capability",
-    "Vendor-specific capability (PCI Local Bus 3.0, 6.7 and appendix H): where the gate is and how to ring.",
+    "Vendor-specific capability (PCI Local Bus 3.0, 6.7, appendix H): where the gate is.",
     (
         Member(0x00, "u8", "id", "0x09, vendor specific"),
         Member(0x01, "u8", "next", "offset of the next capability, or 0"),

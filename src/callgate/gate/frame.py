@@ -4,7 +4,7 @@
     words    0 state    1 vector    2 flags, counts    3 status
     quads    0          1           2 code  3 cookie  4 ... 15 values
 
-The usual frame carries a call with the right number of arguments and no flags. It goes the short way:
+The usual frame carries a call with the right number of arguments and no flags. It goes a short way:
 the call's own stub takes the arguments out of it and puts the results back. All others are copied
 and judged step by step.
 """
@@ -15,6 +15,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from callgate.gate.abi import FRAME, MAX_VALUES, FrameFlag, FrameState, Status
+from callgate.gate.fence import WEAK, fence
 from callgate.gate.tracing import refused_event
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ _VALUES = tuple(struct.Struct(f"<{count}Q").unpack_from for count in range(MAX_V
 class Frame:
     """One frame, and the place where its call in flight is written down.
 
-    `free` holds one item while nobody answers the frame. Who takes it out has the frame, and puts it
-    back: a lock that nobody waits for, at half of a lock's price.
+    `free` holds one item while nobody answers the frame. Who takes it out has the frame, and puts
+    it back: a lock that nobody waits for, at half of a lock's price.
     """
 
     __slots__ = ("free", "gate", "live", "payload", "quads", "ram", "slot", "words")
@@ -81,6 +82,8 @@ class Frame:
                 return
         # Who rings from now on sees a frame that is being answered.
         words[0] = _RUNNING
+        if WEAK:  # The driver's store of READY came after all that is read now.
+            fence()
         quads = self.quads
         answer = _FAULTED
         flags = 0
@@ -95,7 +98,6 @@ class Frame:
                 and (target := binding.target).gate is self.gate
                 and flags == target.usual
             ):
-                assert target.frame_stub is not None
                 status, code, _ = target.run(
                     self.slot, binding, target.frame_stub, quads, self.payload, target.arguments
                 )
@@ -109,6 +111,8 @@ class Frame:
             # given back before that: who sees DONE may ring at once, and is not to find it taken.
             quads[1] = answer
             free.append(True)
+            if WEAK:
+                fence()
             words[0] = _DONE
         gate = self.gate
         if flags & _INTERRUPT:

@@ -389,7 +389,7 @@ class Gate:
     # --- the guest's side: doorbells -------------------------------------------------------------
 
     def watched_by(self, wake: Callable[[], None] | None) -> None:
-        """Call `wake` after each doorbell of a driver that accepted `polled`; None: nobody watches."""
+        """Call `wake` after each doorbell of a driver that accepted `polled`; None: nobody does."""
         self._watcher = wake
         self._accept(self.features)
 
@@ -411,7 +411,7 @@ class Gate:
         return bool(self.features & Feature.POLLED)
 
     def mmio_read(self, offset: int, size: int) -> int:
-        """A guest's read in the doorbell page. All ones when the device is not plugged in any more."""
+        """A guest's read in the doorbell page. All ones when the device is unplugged."""
         if size == 4 and not self._closed:
             if offset == _DOORBELL:
                 return self._generation

@@ -35,9 +35,8 @@ _DEVICE_ERROR = Status.DEVICE_ERROR
 class Target:
     """One call of one gate, ready to run.
 
-    `usual` is the flags and argument count of a frame that `frame_stub` can serve as it is, and
-    `done` such a frame's second quad when it was. Who calls `run` while there is no `frame_stub`
-    finds no frame that is `usual`.
+    `usual` is the flags and argument count of a frame that `frame_stub` can serve as it is, -1 if it
+    serves none; `done` is such a frame's second quad when it was served.
     """
 
     __slots__ = (
@@ -59,7 +58,7 @@ class Target:
         self.gate = gate
         self.table = gate.table
         self.stub = stub
-        self.frame_stub = frame_stub
+        self.frame_stub: FrameStub = frame_stub or _no_frame_stub
         self.usual = call.arguments << 16 if frame_stub is not None else -1
         self.done = call.arguments << 16 | call.result_slots << 24
         self.lock = None if gate.device.parallel else gate.device.lock
@@ -182,6 +181,10 @@ class Doorbell:
     ) -> Answer:
         """Look at the frame whose index is the argument."""
         return (_OK if self._ring(values[0]) else Status.BAD_VALUE), 0, ()
+
+
+def _no_frame_stub(quads: memoryview, payload: memoryview | None) -> None:
+    raise AssertionError("a target without a frame stub has no usual frames")
 
 
 def _refusal(slot: Slot, binding: Binding) -> Status | None:

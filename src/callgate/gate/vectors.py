@@ -136,7 +136,7 @@ _NOTING = Lock()
 class Slot:
     """Where a call in flight is written down: one for each frame, and one for each vCPU.
 
-    It holds one call at a time, and belongs to who calls from before `VectorTable.enter` until after
+    It holds one call at a time; it is the caller's from before `VectorTable.enter` until after
     `leave`. A vCPU's does so by itself; a frame, which two vCPUs may ring, is claimed first.
     `thread` is the thread in which the handler runs. Whoever hands the call to another thread
     stores that one's `get_ident()` there, so that a handler can revoke its own call.

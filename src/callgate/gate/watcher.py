@@ -4,9 +4,9 @@
 While calls come, a thread looks at the frames' states and says so in the header's `watching`. After
 `linger` seconds without a call it stores 0, looks once more, and sleeps until a doorbell rings.
 
-No call is lost in between. The driver stores READY, then (past a full barrier) loads `watching`. The
-watcher stores `watching = 0`, then loads the states. If the driver still saw 1, its load came before
-the watcher's store, so its READY came before the watcher's last look, which finds it. `_barrier`
+No call is lost in between. The driver stores READY, then (past a full barrier) loads `watching`.
+The watcher stores `watching = 0`, then loads the states. If the driver still saw 1, its load
+came before the watcher's store, so its READY came before the watcher's last look, which finds it. The fence
 parts the watcher's store and load, since processors let a load overtake an earlier store.
 """
 
@@ -16,6 +16,7 @@ import threading
 import time
 
 from callgate.gate.abi import FrameState
+from callgate.gate.fence import fence
 from callgate.gate.gate import Gate
 
 LINGER = 0.005
@@ -35,7 +36,6 @@ class Watcher:
         self.linger = linger
         self._wake = threading.Event()
         self._closed = False
-        self._fence = threading.Lock()
         self._states = [
             gate.ram.cast("I")[
                 gate.frames_offset // 4 : gate.frames_offset // 4
@@ -71,7 +71,7 @@ class Watcher:
             self._watch()
             for gate in self.gates:
                 gate.say_watching(False)
-            self._barrier()
+            fence()
             self._look()
 
     def _watch(self) -> None:
@@ -115,11 +115,3 @@ class Watcher:
         for gate in self.gates:
             if gate.polled:
                 gate.say_watching(True)
-
-    def _barrier(self) -> None:
-        # To take a lock orders it before what follows, to give it back after what precedes. Only a
-        # second one parts the two on processors where that is all it does (arm64).
-        with self._fence:
-            pass
-        with self._fence:
-            pass

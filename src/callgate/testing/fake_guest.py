@@ -23,7 +23,7 @@ _OPTIONS = {"on": "loopback", "watch": False}
 
 
 class FakeGuest:
-    """A loopback machine and the driver's door into it. Options are those of `Machine`, but `clock`.
+    """A loopback machine and the driver's door into it. Options: those of `Machine`, but `clock`.
 
     `memory` is the guest's RAM, `machine` the machine, `door` what `callgate.driver` works through.
     """

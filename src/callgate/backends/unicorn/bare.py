@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The emulator with nothing around it: one trap into an empty Python function.
 
-What a call costs is measured against this. It is what the first page of the library's manual leads to:
+What a call costs is measured against this. It is what the first page of its manual leads to:
 its Python binding, one hook, `pass`. A hook gets more to do only where the guest would not go on
 otherwise: VMCALL and VMMCALL are invalid to the library, so their hook has to step over them.
 

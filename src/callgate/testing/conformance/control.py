@@ -191,7 +191,7 @@ class ControlTests:
     @every_platform
     def test_a_handler_that_takes_too_long(self, make: MakeRig) -> None:
         """TIMED_OUT, with the guest going on; calls work again as soon as it has been ended."""
-        rig = make(Broken(), handler_timeout=0.05)
+        rig = make(Broken(), handler_timeout=0.02)
         broken = cast(Broken, rig.devices[0])
         device = rig.open(broken)
         try:
