@@ -5,9 +5,9 @@ While calls come, a thread looks at the frames' states and says so in the header
 `linger` seconds without a call it stores 0, looks once more, and sleeps until a doorbell rings.
 
 No call is lost in between. The driver stores READY, then (past a full barrier) loads `watching`.
-The watcher stores `watching = 0`, then loads the states. If the driver still saw 1, its load
-came before the watcher's store, so its READY came before the watcher's last look, which finds it. The fence
-parts the watcher's store and load, since processors let a load overtake an earlier store.
+The watcher stores `watching = 0`, then loads the states. If the driver still saw 1, its load came
+before the watcher's store, so its READY came before the watcher's last look, which finds it. The
+fence parts the watcher's store and load, since processors let a load overtake an earlier store.
 """
 
 from __future__ import annotations

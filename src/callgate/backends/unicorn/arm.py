@@ -59,7 +59,7 @@ class AArch64(Processor):
         fetch, values = self._arguments.fetcher(), self._arguments.values
         slots, answer = self._arguments.slots(2), self._results.answerer()
 
-        def on_interrupt(_: int, number: int, __: int) -> None:
+        def on_interrupt(_: bool, number: int, __: bool) -> None:
             try:
                 if number != _HVC:
                     exception(number)

@@ -31,38 +31,41 @@ _library: Any = _binding.uclib
 Callback: TypeAlias = Any
 """A ctypes function object, to be kept alive as long as the library may call it."""
 
-# The callbacks of unicorn.h. Each first takes the engine's handle, and last the user's pointer.
-ON_ACCESS: Callable[[Callable[[int, int, int, int, int, int], bool]], Callback] = CFUNCTYPE(
-    c_bool, c_void_p, c_int, c_uint64, c_int, c_uint64, c_void_p
+# The callbacks of unicorn.h. Each first takes the engine's handle, and last the user's pointer, and
+# some take more that nobody here looks at. Those are declared as truth values, since True and False
+# need not be made anew for each call; in a register, their first byte is as good as any.
+_unused = c_bool
+ON_ACCESS: Callable[[Callable[[bool, bool, int, int, int, bool], bool]], Callback] = CFUNCTYPE(
+    c_bool, _unused, _unused, c_uint64, c_int, c_uint64, _unused
 )
-"""(kind, address, size, value) -> whether the access may go on"""
-ON_MMIO_READ: Callable[[Callable[[int, int, int, int], int]], Callback] = CFUNCTYPE(
-    c_uint64, c_void_p, c_uint64, c_uint32, c_void_p
+"""(address, size, value), after the handle and the kind -> whether the access may go on"""
+ON_MMIO_READ: Callable[[Callable[[bool, int, int, bool], int]], Callback] = CFUNCTYPE(
+    c_uint64, _unused, c_uint64, c_uint32, _unused
 )
 """(offset, size) -> value"""
-ON_MMIO_WRITE: Callable[[Callable[[int, int, int, int, int], None]], Callback] = CFUNCTYPE(
-    None, c_void_p, c_uint64, c_uint32, c_uint64, c_void_p
+ON_MMIO_WRITE: Callable[[Callable[[bool, int, int, int, bool], None]], Callback] = CFUNCTYPE(
+    None, _unused, c_uint64, c_uint32, c_uint64, _unused
 )
 """(offset, size, value)"""
-ON_INTERRUPT: Callable[[Callable[[int, int, int], None]], Callback] = CFUNCTYPE(
-    None, c_void_p, c_uint32, c_void_p
+ON_INTERRUPT: Callable[[Callable[[bool, int, bool], None]], Callback] = CFUNCTYPE(
+    None, _unused, c_uint32, _unused
 )
 """(number)"""
-ON_INVALID: Callable[[Callable[[int, int], bool]], Callback] = CFUNCTYPE(c_bool, c_void_p, c_void_p)
+ON_INVALID: Callable[[Callable[[bool, bool], bool]], Callback] = CFUNCTYPE(c_bool, _unused, _unused)
 """() -> whether the instruction was handled"""
-ON_CODE: Callable[[Callable[[int, int, int, int], None] | int], Callback] = CFUNCTYPE(
-    None, c_void_p, c_uint64, c_uint32, c_void_p
+ON_CODE: Callable[[Callable[[bool, int, int, bool], None] | int], Callback] = CFUNCTYPE(
+    None, _unused, c_uint64, c_uint32, _unused
 )
 """(address, size). An address is taken for that of host code."""
-ON_IN: Callable[[Callable[[int, int, int, int], int]], Callback] = CFUNCTYPE(
-    c_uint32, c_void_p, c_uint32, c_int, c_void_p
+ON_IN: Callable[[Callable[[bool, int, int, bool], int]], Callback] = CFUNCTYPE(
+    c_uint32, _unused, c_uint32, c_int, _unused
 )
 """(port, size) -> value"""
-ON_OUT: Callable[[Callable[[int, int, int, int, int], None]], Callback] = CFUNCTYPE(
-    None, c_void_p, c_uint32, c_int, c_uint32, c_void_p
+ON_OUT: Callable[[Callable[[bool, int, int, int, bool], None]], Callback] = CFUNCTYPE(
+    None, _unused, c_uint32, c_int, c_uint32, _unused
 )
 """(port, size, value)"""
-ON_CPUID: Callable[[Callable[[int, int], int]], Callback] = CFUNCTYPE(c_int, c_void_p, c_void_p)
+ON_CPUID: Callable[[Callable[[bool, bool], int]], Callback] = CFUNCTYPE(c_int, _unused, _unused)
 """() -> whether the instruction is done with"""
 
 # The batch functions take four pointers' worth of arguments that are made once. Without argument

@@ -73,7 +73,7 @@ class Brake:
         """Whether it ended a run since the last `release`."""
         return bool(self._words[1])
 
-    def _look(self, _: int, __: int, ___: int, ____: int) -> None:
+    def _look(self, _: bool, __: int, ___: int, ____: bool) -> None:
         left = self._words[0]
         if left > 1:
             self._words[0] = left - 1
@@ -114,7 +114,7 @@ class InstructionCounter:
             self._engine.unhook(self._hook)
             self._hook = None
 
-    def _step(self, _: int, __: int, ___: int, ____: int) -> None:
+    def _step(self, _: bool, __: int, ___: int, ____: bool) -> None:
         self._count.value += 1
 
 

@@ -162,7 +162,7 @@ class AddressSpace:
         base = place.base
 
         @ON_MMIO_READ
-        def on_read(_: int, offset: int, size: int, __: int) -> int:
+        def on_read(_: bool, offset: int, size: int, __: bool) -> int:
             try:
                 return read(base + offset, size)
             except BaseException as error:
@@ -170,7 +170,7 @@ class AddressSpace:
                 return 0
 
         @ON_MMIO_WRITE
-        def on_write(_: int, offset: int, size: int, value: int, __: int) -> None:
+        def on_write(_: bool, offset: int, size: int, value: int, __: bool) -> None:
             try:
                 self.safe = True
                 write(base + offset, size, value)
@@ -213,7 +213,7 @@ class AddressSpace:
         read_any, write_any = self._system.mem_read, self._write_any
 
         @ON_ACCESS
-        def on_read(_: int, __: int, address: int, size: int, ___: int, ____: int) -> bool:
+        def on_read(_: bool, __: bool, address: int, size: int, ___: int, ____: bool) -> bool:
             try:
                 left[0] = address
                 if address & size - 1:
@@ -226,7 +226,7 @@ class AddressSpace:
             return True
 
         @ON_ACCESS
-        def on_write(_: int, __: int, address: int, size: int, value: int, ___: int) -> bool:
+        def on_write(_: bool, __: bool, address: int, size: int, value: int, ___: bool) -> bool:
             try:
                 if dropped or address & size - 1:
                     write_any(address, size, value)
@@ -259,7 +259,9 @@ class AddressSpace:
 
     # --- mapping on demand -----------------------------------------------------------------------
 
-    def _on_unmapped(self, _: int, __: int, address: int, size: int, ___: int, ____: int) -> bool:
+    def _on_unmapped(
+        self, _: bool, __: bool, address: int, size: int, ___: int, ____: bool
+    ) -> bool:
         try:
             if address >= _LAST_PAGE:
                 return False
@@ -295,7 +297,7 @@ class AddressSpace:
         left, fail, read_any = self._left, self._fail, self._system.mem_read
 
         @ON_MMIO_READ
-        def piece(_: int, offset: int, size: int, __: int) -> int:
+        def piece(_: bool, offset: int, size: int, __: bool) -> int:
             try:
                 address, value = left
                 ahead = base + offset - address

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from unicorn import unicorn_const as uc
 from unicorn.x86_const import UC_X86_INS_IN, UC_X86_INS_OUT
 
@@ -10,46 +13,42 @@ from callgate.backends.system import System
 from callgate.backends.unicorn.engine import ON_IN, ON_OUT, Engine
 from callgate.backends.unicorn.memory import AddressSpace
 from callgate.backends.unicorn.processor import Traps
-from callgate.pci.bar import Read, Write, ones
+from callgate.pci.bar import Write, ones
 from callgate.pci.bus import CONFIG_PORTS
+
+
+_SIZES = (1, 2, 4)
 
 
 class Ports:
     """The emulator's I/O space, for as long as `engine` lives."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        system: System,
-        space: AddressSpace,
-        traps: Traps,
-    ) -> None:
+    def __init__(self, engine: Engine, system: System, space: AddressSpace, traps: Traps) -> None:
         self._system = system
         self._space = space
-        self._reads: dict[int, tuple[int, int, Read]] = {}
-        self._writes: dict[int, tuple[int, int, Write]] = {}
+        # By port << 3 | size: what answers (size) or takes (size, value).
+        self._reads: dict[int, Callable[[int], int]] = {}
+        self._writes: dict[int, Callable[[int, int], None]] = {}
         self.follow()
         read_any, write_any, fail = system.io_read, system.io_write, traps.fail
 
         @ON_IN
-        def on_in(_: int, port: int, size: int, __: int) -> int:
+        def on_in(_: bool, port: int, size: int, __: bool) -> int:
             try:
-                found = self._reads.get(port)
-                if found is not None and port + size <= found[1]:
-                    return found[2](port - found[0], size)
-                return read_any(port, size)
+                read = self._reads.get(port << 3 | size)
+                return read_any(port, size) if read is None else read(size)
             except BaseException as error:
                 fail(error)
                 return ones(size)
 
         @ON_OUT
-        def on_out(_: int, port: int, size: int, value: int, __: int) -> None:
+        def on_out(_: bool, port: int, size: int, value: int, __: bool) -> None:
             try:
-                found = self._writes.get(port)
-                if found is not None and port + size <= found[1]:
-                    found[2](port - found[0], size, value)
-                else:
+                write = self._writes.get(port << 3 | size)
+                if write is None:
                     write_any(port, size, value)
+                else:
+                    write(size, value)
             except BaseException as error:
                 fail(error)
 
@@ -58,8 +57,8 @@ class Ports:
 
     def follow(self) -> None:
         """Make the look-up what the system's mappings are now."""
-        reads: dict[int, tuple[int, int, Read]] = {}
-        writes: dict[int, tuple[int, int, Write]] = {}
+        reads: dict[int, Callable[[int], int]] = {}
+        writes: dict[int, Callable[[int, int], None]] = {}
         # The board's own devices come first, and win.
         for each in reversed(self._system.mappings()):
             if each.kind == "io":
@@ -67,8 +66,10 @@ class Ports:
                 if each.address == CONFIG_PORTS:
                     write = self._configuring(write)
                 for port in range(each.address, each.end):
-                    reads[port] = each.base, each.end, each.window.read
-                    writes[port] = each.base, each.end, write
+                    for size in _SIZES:
+                        if port + size <= each.end:
+                            reads[port << 3 | size] = partial(each.window.read, port - each.base)
+                            writes[port << 3 | size] = partial(write, port - each.base)
         self._reads, self._writes = reads, writes
 
     def _configuring(self, write: Write) -> Write:

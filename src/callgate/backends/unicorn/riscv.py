@@ -59,7 +59,7 @@ class RiscV64(Processor):
         fetch, values, slots = arguments.fetcher(), arguments.values, arguments.slots(2)
         answer = Registers(self.engine, a[:7]).answerer()
 
-        def on_interrupt(_: int, number: int, __: int) -> None:
+        def on_interrupt(_: bool, number: int, __: bool) -> None:
             try:
                 if number not in _ECALLS:
                     exception(number)

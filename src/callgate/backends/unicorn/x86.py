@@ -100,7 +100,7 @@ class X86(Processor):
         self._hypercall = hypercall = self._make_hypercall()
         by_interrupt = self._instruction is Instruction.INT_1F
 
-        def on_interrupt(_: int, number: int, __: int) -> None:
+        def on_interrupt(_: bool, number: int, __: bool) -> None:
             try:
                 if by_interrupt and number == _CALL_INTERRUPT:
                     hypercall()
@@ -109,14 +109,14 @@ class X86(Processor):
             except BaseException as error:
                 fail(error)
 
-        def on_invalid(_: int, __: int) -> bool:
+        def on_invalid(_: bool, __: bool) -> bool:
             try:
                 return self._call_instruction()
             except BaseException as error:
                 fail(error)
                 return True
 
-        def on_cpuid(_: int, __: int) -> int:
+        def on_cpuid(_: bool, __: bool) -> int:
             try:
                 return self._cpuid()
             except BaseException as error:
