@@ -237,7 +237,11 @@ class Driver:
         self.header = self.read_header()
 
     def copy(self, address: int, length: int) -> bytes:
-        return bytes(self.hardware.mem_read(address + i, 1) for i in range(length))
+        # Eight at a time, since plain memory has no width of its own.
+        start = address & ~7
+        words = range(start, address + length, 8)
+        data = b"".join(self.hardware.mem_read(word, 8).to_bytes(8, "little") for word in words)
+        return data[address - start :][:length]
 
     def store(self, address: int, data: bytes) -> None:
         for i, byte in enumerate(data):
@@ -540,7 +544,7 @@ def sample() -> Sample:
 @pytest.fixture
 def machine(sample: Sample) -> Iterator[Machine]:
     # The host does not watch, so that only a doorbell makes it look.
-    with Machine(sample, Other(), on="loopback", handler_timeout=0.2, watch=False) as machine:
+    with Machine(sample, Other(), on="loopback", watch=False) as machine:
         yield machine
 
 
@@ -811,9 +815,10 @@ def test_a_model_that_fails(driver: Driver) -> None:
     assert driver.call(driver.find(ADD), 1, 2).status == OK
 
 
-def test_a_handler_that_takes_too_long(driver: Driver) -> None:
-    assert driver.call(driver.find("hang()->()")).status == TIMED_OUT
-    assert driver.call(driver.find(ADD), 1, 2).status == OK
+def test_a_handler_that_takes_too_long() -> None:
+    with Machine(Sample(), on="loopback", handler_timeout=0.1, watch=False) as machine:
+        driver = Driver(machine.bus, 1)
+        assert driver.call(driver.find("hang()->()"))[:3] == (TIMED_OUT, 0, ())
 
 
 def test_counts(driver: Driver) -> None:
@@ -1066,7 +1071,7 @@ def test_polled() -> None:
         for number in range(calls):
             assert driver.call(add, number, 1).values == (number + 1,)
         assert 0 < rung < calls  # the first is rung; while the host watches, none needs to be
-        # Left alone, the host stops to watch, and a doorbell is needed again.
+        # Left alone, the host stops watching, and a doorbell is needed again.
         while machine.bus.mem_read(driver.gate + WATCHING, 4):
             time.sleep(0.001)
         assert driver.call(add, 1, 2).values == (3,)

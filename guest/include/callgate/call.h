@@ -153,6 +153,22 @@ static inline int callgate_frame_wait(struct callgate_device *dev, uint32_t *sta
 	return CALLGATE_NO_ANSWER;
 }
 
+/* Let the host see a frame that is filled but for its vector: READY comes last, or with it. */
+static inline void callgate_frame_publish(volatile uint8_t *frame, uint32_t vector)
+{
+	const uint32_t ready = CALLGATE_FRAME_STATE_READY;
+
+	if (UINTPTR_MAX > UINT32_MAX) { /* 64 bits are one access */
+		callgate_arch_store_barrier();
+		callgate_arch_write64(frame + CALLGATE_FRAME_AT(state),
+				      (uint64_t)vector << 32 | ready);
+		return;
+	}
+	callgate_arch_write32(frame + CALLGATE_FRAME_AT(vector), vector);
+	callgate_arch_store_barrier();
+	callgate_arch_write32(frame + CALLGATE_FRAME_AT(state), ready);
+}
+
 /* Wait until the frame is ours to fill. Before callgate_put(); a call does it by itself. */
 static inline int callgate_frame_take(struct callgate_device *dev)
 {
@@ -338,15 +354,13 @@ static inline int callgate_send(struct callgate_device *dev, const struct callga
 	if (status != CALLGATE_OK)
 		return status;
 	frame = callgate_frame(dev);
-	callgate_arch_write32(frame + CALLGATE_FRAME_AT(vector), call->vector);
 	/* flags, arguments, and no results yet */
 	callgate_arch_write32(frame + CALLGATE_FRAME_AT(flags),
 			      flags | (uint32_t)argument_count << 16);
 	callgate_arch_write64(frame + CALLGATE_FRAME_AT(code), 0);
 	for (i = 0; i < argument_count; i++)
 		callgate_arch_write64(frame + CALLGATE_FRAME_AT(values) + 8 * i, arguments[i]);
-	callgate_arch_store_barrier();
-	callgate_arch_write32(frame + CALLGATE_FRAME_AT(state), CALLGATE_FRAME_STATE_READY);
+	callgate_frame_publish(frame, call->vector);
 	status = callgate_ring(dev, call, path);
 	if (status == CALLGATE_OK)
 		return CALLGATE_OK;

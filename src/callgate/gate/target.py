@@ -35,8 +35,8 @@ _DEVICE_ERROR = Status.DEVICE_ERROR
 class Target:
     """One call of one gate, ready to run.
 
-    `usual` is the flags and argument count of a frame that `frame_stub` can serve as it is, -1 if it
-    serves none; `done` is such a frame's second quad when it was served.
+    `usual` is the flags and argument count of a frame that `frame_stub` can serve as it is, -1 if
+    it serves none; `done` is such a frame's second quad when it was served.
     """
 
     __slots__ = (

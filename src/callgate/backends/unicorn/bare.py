@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from unicorn import Uc, UcError
+import unicorn
 from unicorn import arm64_const as arm
 from unicorn import unicorn_const as uc
 from unicorn import x86_const as x86
@@ -25,6 +25,7 @@ from unicorn import x86_const as x86
 from callgate.backends.board import BOARDS
 from callgate.errors import GuestError
 
+_BINDING: Any = unicorn  # It has no types.
 MARK = 0xE000_0000
 """Where a store has the time taken; a page on no board."""
 PLACE = 0xE100_0000
@@ -52,13 +53,13 @@ def run_bare(
     `memory` is what RAM holds, by guest physical address. Raises GuestError when the guest stops
     before.
     """
-    emulator = Uc(*_LIBRARY[arch])
+    emulator = _BINDING.Uc(*_LIBRARY[arch])
     emulator.mem_map(BOARDS[arch].ram, _RAM)
     for address, data in memory:
         emulator.mem_write(address, data)
     left = marks
 
-    def on_mark(_: Uc, __: int, ___: int, ____: int, _____: Any) -> None:
+    def on_mark(_: Any, __: int, ___: int, ____: int, _____: Any) -> None:
         nonlocal left
         left -= 1
         mark()
@@ -69,7 +70,7 @@ def run_bare(
     _hook(emulator, arch)
     try:
         emulator.emu_start(entry, 0)
-    except UcError as error:
+    except _BINDING.UcError as error:
         raise GuestError(
             f"The bare guest must end by its last mark, and stopped: {error}"
         ) from None
@@ -77,14 +78,14 @@ def run_bare(
         raise GuestError(f"The bare guest must come to {marks} marks, and came to {marks - left}")
 
 
-def _hook(emulator: Uc, arch: str) -> None:
-    def on_store(_: Uc, __: int, ___: int, ____: int, _____: Any) -> None:
+def _hook(emulator: Any, arch: str) -> None:
+    def on_store(_: Any, __: int, ___: int, ____: int, _____: Any) -> None:
         pass
 
-    def on_out(_: Uc, __: int, ___: int, ____: int, _____: Any) -> None:
+    def on_out(_: Any, __: int, ___: int, ____: int, _____: Any) -> None:
         pass
 
-    def on_interrupt(_: Uc, __: int, ___: Any) -> None:
+    def on_interrupt(_: Any, __: int, ___: Any) -> None:
         pass
 
     emulator.mmio_map(PLACE, _PAGE, None, None, on_store, None)
@@ -92,7 +93,7 @@ def _hook(emulator: Uc, arch: str) -> None:
     counter = _COUNTER.get(arch)
     if counter is not None:
 
-        def on_invalid(emulator: Uc, _: Any) -> bool:
+        def on_invalid(emulator: Any, _: Any) -> bool:
             emulator.reg_write(counter, emulator.reg_read(counter) + _VMCALL)
             return True
 

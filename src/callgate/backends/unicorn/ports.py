@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 from unicorn import unicorn_const as uc
 from unicorn.x86_const import UC_X86_INS_IN, UC_X86_INS_OUT
 
@@ -13,9 +10,8 @@ from callgate.backends.system import System
 from callgate.backends.unicorn.engine import ON_IN, ON_OUT, Engine
 from callgate.backends.unicorn.memory import AddressSpace
 from callgate.backends.unicorn.processor import Traps
-from callgate.pci.bar import Write, ones
+from callgate.pci.bar import Read, Write, ones
 from callgate.pci.bus import CONFIG_PORTS
-
 
 _SIZES = (1, 2, 4)
 
@@ -26,17 +22,22 @@ class Ports:
     def __init__(self, engine: Engine, system: System, space: AddressSpace, traps: Traps) -> None:
         self._system = system
         self._space = space
-        # By port << 3 | size: what answers (size) or takes (size, value).
-        self._reads: dict[int, Callable[[int], int]] = {}
-        self._writes: dict[int, Callable[[int, int], None]] = {}
+        # By port << 3 | size: who answers, and the offset there. These two stay the same objects, and
+        # what is missing in them is found by the system.
+        self._reads: dict[int, tuple[Read, int]] = {}
+        self._writes: dict[int, tuple[Write, int]] = {}
         self.follow()
         read_any, write_any, fail = system.io_read, system.io_write, traps.fail
+        find_read, find_write = self._reads.get, self._writes.get
 
         @ON_IN
         def on_in(_: bool, port: int, size: int, __: bool) -> int:
             try:
-                read = self._reads.get(port << 3 | size)
-                return read_any(port, size) if read is None else read(size)
+                found = find_read(port << 3 | size)
+                if found is None:
+                    return read_any(port, size)
+                read, offset = found
+                return read(offset, size)
             except BaseException as error:
                 fail(error)
                 return ones(size)
@@ -44,11 +45,12 @@ class Ports:
         @ON_OUT
         def on_out(_: bool, port: int, size: int, value: int, __: bool) -> None:
             try:
-                write = self._writes.get(port << 3 | size)
-                if write is None:
+                found = find_write(port << 3 | size)
+                if found is None:
                     write_any(port, size, value)
                 else:
-                    write(size, value)
+                    write, offset = found
+                    write(offset, size, value)
             except BaseException as error:
                 fail(error)
 
@@ -57,8 +59,8 @@ class Ports:
 
     def follow(self) -> None:
         """Make the look-up what the system's mappings are now."""
-        reads: dict[int, Callable[[int], int]] = {}
-        writes: dict[int, Callable[[int, int], None]] = {}
+        reads: dict[int, tuple[Read, int]] = {}
+        writes: dict[int, tuple[Write, int]] = {}
         # The board's own devices come first, and win.
         for each in reversed(self._system.mappings()):
             if each.kind == "io":
@@ -68,9 +70,12 @@ class Ports:
                 for port in range(each.address, each.end):
                     for size in _SIZES:
                         if port + size <= each.end:
-                            reads[port << 3 | size] = partial(each.window.read, port - each.base)
-                            writes[port << 3 | size] = partial(write, port - each.base)
-        self._reads, self._writes = reads, writes
+                            reads[port << 3 | size] = each.window.read, port - each.base
+                            writes[port << 3 | size] = write, port - each.base
+        self._reads.clear()
+        self._writes.clear()
+        self._reads.update(reads)
+        self._writes.update(writes)
 
     def _configuring(self, write: Write) -> Write:
         def configure(offset: int, size: int, value: int) -> None:
