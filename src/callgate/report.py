@@ -64,5 +64,5 @@ def _place(error: BaseException) -> tuple[str, int]:
 
 
 def _is_ours(filename: str) -> bool:
-    ours = filename.startswith((_PACKAGE, "<callgate "))
+    ours = filename.startswith((_PACKAGE, "<callgate ", "<frozen importlib"))
     return ours and not filename.startswith(_MODELS)

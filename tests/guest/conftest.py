@@ -187,6 +187,17 @@ def compile_c(folder: Path) -> Build:
     return compile_c
 
 
+@pytest.fixture(scope="session")
+def guests() -> Path:
+    """The folder of the repository's guest programs, built: guests / ARCHITECTURE / NAME.elf."""
+    root = Path(__file__).resolve().parents[2]
+    if find_spec("ziglang") is not None:  # What is current is left alone.
+        subprocess.run([sys.executable, root / "guest" / "build.py"], check=True)
+    elif not (root / "build" / "guest").is_dir():
+        pytest.skip("no guest programs: python guest/build.py (needs the package ziglang)")
+    return root / "build" / "guest"
+
+
 def _file(folder: Path, content: str, suffix: str) -> Path:
     return folder / f"{hashlib.sha256(content.encode()).hexdigest()[:16]}{suffix}"
 

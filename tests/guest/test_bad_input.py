@@ -101,8 +101,8 @@ def test_unknown_stale_and_foreign_vectors(make: MakeRig, told: Told) -> None:
     assert one.call("add", 2, 40) == two.call("add", 2, 40) == 42
 
 
-def test_vectors_in_registers_that_lead_nowhere(make: MakeRig) -> None:
-    rig = make(Sums())
+def test_vectors_in_registers_that_lead_nowhere(make: MakeRig, told: Told) -> None:
+    rig = make(Sums(), Bulk())
     device = rig.open(rig.devices[0])
     stale = device.calls["add"].vector
     rig.devices[0].gate.bind("add")
@@ -110,6 +110,11 @@ def test_vectors_in_registers_that_lead_nowhere(make: MakeRig) -> None:
         assert REGISTERS.invoke(device, vector, (1, 2))[0] == Status.NO_SUCH_VECTOR
     assert REGISTERS.invoke(device, stale, (1, 2))[0] == Status.REVOKED
     assert cast(Sums, rig.devices[0]).ran == 0
+    payload = rig.open(rig.devices[1]).calls["reverse"].vector
+    for _ in range(3):
+        assert REGISTERS.invoke(device, payload, (1,))[0] == Status.BAD_FRAME
+    for kind, count in (("NO_SUCH_VECTOR", 4), ("REVOKED", 1), ("BAD_FRAME", 3)):
+        told(rig.machine.router.faults, kind, count)
 
 
 def test_wrong_counts(make: MakeRig, told: Told) -> None:

@@ -145,7 +145,8 @@ def run(
 ) -> None:
     """Run a guest program with the devices plugged in; exit with the guest's exit code.
 
-    Examples:
+    For example:
+
     [bold]callgate run examples/01_adder/device.py[/bold]
 
     [bold]callgate run examples/01_adder/device.py --arch riscv64 --platform native --trace[/bold]
@@ -195,10 +196,11 @@ def show(
 ) -> None:
     """Show what a device declares: ids, BARs, registers, interrupts, calls.
 
-    Examples:
+    For example:
+
     [bold]callgate show examples/01_adder/device.py[/bold]
 
-    [bold]callgate show examples/01_adder/device.py --lspci | lspci -F - -vvv[/bold]
+    [bold]callgate show examples/01_adder/device.py --lspci | lspci -F /dev/stdin -vvv[/bold]
     """
     from callgate.cli.show import lspci_dump, show_device
 
@@ -215,7 +217,7 @@ def show(
 def header(file: File) -> None:
     """Print the C header with typed wrappers for a device's calls, and its registers' names.
 
-    Example: [bold]callgate header examples/01_adder/device.py > adder.h[/bold]
+    For example: [bold]callgate header examples/01_adder/device.py > adder.h[/bold]
     """
     from callgate.generate import header as generate_header
 
@@ -241,7 +243,7 @@ def bench(
 ) -> None:
     """Measure a whole call as the guest sees it, beside a bare trap of the same emulator.
 
-    Example: [bold]callgate bench --on unicorn --arch aarch64 --json[/bold]
+    For example: [bold]callgate bench --on unicorn --arch aarch64 --json[/bold]
     """
     from callgate.cli.bench import run_bench
 
@@ -258,7 +260,7 @@ def demo(
 
     Exits with 1 if anything was not as it should be.
 
-    Example: [bold]callgate demo[/bold]
+    For example: [bold]callgate demo[/bold]
     """
     from callgate.cli.demo import run_demo
 
@@ -294,6 +296,7 @@ def _tracer() -> Callable[[Event], None]:
     began = time.perf_counter()
 
     def show(event: Event) -> None:
-        print(f"{(time.perf_counter() - began) * 1e3:9.3f} ms  {event}", file=sys.stderr)
+        # One write: calls may come from several threads.
+        sys.stderr.write(f"{(time.perf_counter() - began) * 1e3:9.3f} ms  {event}\n")
 
     return show

@@ -32,6 +32,7 @@ from callgate.errors import (
     DrainTimeout,
     VectorsExhausted,
 )
+from callgate.faults import Faults
 from callgate.gate import abi
 from callgate.gate.abi import (
     CAPABILITY,
@@ -507,6 +508,8 @@ class Router:
     def __init__(self, table: VectorTable, slots: int = abi.MAX_REGISTER_VALUES) -> None:
         self.table = table
         self.slots = slots
+        self.faults = Faults("hypercalls")
+        """What was called that registers cannot reach; all else is counted with its device."""
         self.trace: Trace | None = None
         """Told of calls that lead to no device."""
 
@@ -520,11 +523,15 @@ class Router:
         binding = self.table.live.get(vector)
         if binding is None:
             status = self.table.judge(vector)
+            self.faults.note(status.name, f"vector {vector:#x} leads to no call")
             if self.trace is not None:
                 self.trace(refused_event("no device", vector, status))
             return status, ()
         target: Target | Doorbell = binding.target
         if target.registers > self.slots:
+            self.faults.note(
+                Status.BAD_FRAME.name, f"{binding} must be called by a frame, not by registers"
+            )
             return Status.BAD_FRAME, ()
         status, code, results = target.execute(slot, binding, fetch(target.arguments), None)
         if status is _DEVICE_ERROR:

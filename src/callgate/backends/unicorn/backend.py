@@ -30,7 +30,7 @@ from callgate.backends.system import System
 from callgate.backends.unicorn.alarm import Alarm
 from callgate.backends.unicorn.arm import AArch64
 from callgate.backends.unicorn.engine import Engine, EngineError
-from callgate.backends.unicorn.hostcode import Brake, InstructionCounter
+from callgate.backends.unicorn.hostcode import Brake, InstructionLimit
 from callgate.backends.unicorn.memory import AddressSpace
 from callgate.backends.unicorn.ports import Ports
 from callgate.backends.unicorn.processor import Processor, Traps
@@ -74,7 +74,7 @@ class _Emulator:
             self.ports: Ports | None = None
             if system.board.is_x86:
                 self.ports = Ports(self.engine, system, self.space, traps)
-            self.counter = InstructionCounter(self.engine)
+            self.limit = InstructionLimit(self.engine)
             self.processor.pc = entry
         except BaseException:
             self.engine.close()
@@ -126,7 +126,7 @@ class Unicorn(Backend):
         emulator = self._started()
         self._deadline = math.inf if budget.deadline is None else budget.deadline
         self._thread = emulator.space.owner = get_ident()
-        emulator.counter.switch(budget.instructions is not None)
+        emulator.limit.switch(budget.instructions is not None)
         try:
             with self._alarm, self._signals():
                 while not self._look(emulator, budget):
@@ -230,26 +230,23 @@ class Unicorn(Backend):
             )
 
     def _execute(self, emulator: _Emulator, budget: Budget) -> None:
-        engine, space, counter = emulator.engine, emulator.space, emulator.counter
-        limit = budget.instructions or 0
+        space, limit = emulator.space, emulator.limit
+        if budget.instructions is not None:
+            limit.left = budget.instructions
         pc = emulator.processor.pc
-        counter.reset()
         self._alarm.before_run()
         space.safe = False
         try:
-            status = engine.run(pc, limit)
+            status = emulator.engine.run(pc)
         finally:
             space.safe = True
-        used_up = False
-        if limit:
-            left = max(limit - counter.value, 0)
-            used_up = not left
-            budget.instructions = left
+        if budget.instructions is not None:
+            budget.instructions = limit.left
         if status != uc.UC_ERR_OK:
             self._raise_error()
             sentence = _SENTENCES.get(status, f"The guest cannot go on: {EngineError(status)}")
             raise emulator.processor.stopped(sentence)
-        self._waiting = not emulator.brake.stopped and not used_up
+        self._waiting = not emulator.brake.stopped and budget.instructions != 0
 
     def _due(self) -> float:
         due = self._deadline

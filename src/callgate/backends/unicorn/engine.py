@@ -134,12 +134,12 @@ class Engine:
 
     # --- running ---------------------------------------------------------------------------------
 
-    def run(self, pc: int, count: int = 0) -> int:
-        """Execute from `pc` on, `count` instructions unless 0; returns the library's error code.
+    def run(self, pc: int) -> int:
+        """Execute from `pc` on; returns the library's error code.
 
         Other threads run meanwhile. No callback of a hook that was deleted is needed afterwards.
         """
-        error: int = self._emu_start(self.handle, pc, 0, 0, count)
+        error: int = self._emu_start(self.handle, pc, 0, 0, 0)
         self._deleted.clear()
         return error
 

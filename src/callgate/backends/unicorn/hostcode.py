@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Hooks that are called so often that they are host code: the brake and the instruction counter.
+"""Hooks that are called so often that they are host code: the brake and the instruction limit.
 
 The library's own stop, `uc_emu_stop`, is not to be used from elsewhere: it takes effect behind the
 next load or store, in the middle of an instruction, and that instruction is executed again when the
@@ -35,10 +35,15 @@ _BRAKE = {
     + STOP.to_bytes(8, "little")  #          mov    rax, uc_emu_stop
     + b"\xff\xe0",  #                                        jmp    rax
 }
-_COUNTER = {
+_LIMIT = {
     "x86_64": b"\xf3\x0f\x1e\xfa"  #                       endbr64
-    b"\x48\xff\x01"  #                                     inc    qword [rcx]
-    b"\xc3",  #                                            ret
+    b"\x48\x83\x39\x00"  #                                 cmp    qword [rcx], 0
+    b"\x74\x04"  #                                         je     1f
+    b"\x48\xff\x09"  #                                     dec    qword [rcx]
+    b"\xc3"  #                                             ret
+    b"\x48\xb8"
+    + STOP.to_bytes(8, "little")  #       1: mov    rax, uc_emu_stop
+    + b"\xff\xe0",  #                                        jmp    rax
 }
 HOST = platform.machine()
 
@@ -82,40 +87,43 @@ class Brake:
             self._engine.stop()
 
 
-class InstructionCounter:
-    """Counts instructions while it is switched on.
+class InstructionLimit:
+    """Stops the emulator after a number of instructions, while it is switched on.
 
-    The library stops after a number of them, but does not say how many there were when something
-    else stopped it first.
+    The library can do so by itself, but does not say how many there were when something else stopped
+    it first; and with a second hook to count them, both are slow.
     """
 
     def __init__(self, engine: Engine, host: str = HOST) -> None:
         self._engine = engine
-        self._count = c_uint64()
+        self._left = c_uint64()
         self._hook: int | None = None
-        self._code, self._callback = _callback(_COUNTER.get(host), self._step)
+        self._code, self._callback = _callback(_LIMIT.get(host), self._step)
 
     @property
-    def value(self) -> int:
-        """Instructions begun since the last `reset`."""
-        return self._count.value
+    def left(self) -> int:
+        """Instructions that may still be executed."""
+        return self._left.value
 
-    def reset(self) -> None:
-        """Count from 0 again."""
-        self._count.value = 0
+    @left.setter
+    def left(self, count: int) -> None:
+        self._left.value = count
 
     def switch(self, on: bool) -> None:
         """Count, or do not, which is quicker. Between runs only."""
         if on and self._hook is None:
             self._hook = self._engine.hook(
-                uc.UC_HOOK_CODE, self._callback, pointer=ctypes.addressof(self._count)
+                uc.UC_HOOK_CODE, self._callback, pointer=ctypes.addressof(self._left)
             )
         elif not on and self._hook is not None:
             self._engine.unhook(self._hook)
             self._hook = None
 
     def _step(self, _: bool, __: int, ___: int, ____: bool) -> None:
-        self._count.value += 1
+        if self._left.value:
+            self._left.value -= 1
+        else:
+            self._engine.stop()
 
 
 def _callback(code: bytes | None, function: Callback) -> tuple[mmap.mmap | None, Callback]:

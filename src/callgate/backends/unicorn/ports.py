@@ -22,7 +22,7 @@ class Ports:
     def __init__(self, engine: Engine, system: System, space: AddressSpace, traps: Traps) -> None:
         self._system = system
         self._space = space
-        # By port << 3 | size: who answers, and the offset there. These two stay the same objects, and
+        # By port << 3 | size: who answers, and the offset there. These stay the same objects, and
         # what is missing in them is found by the system.
         self._reads: dict[int, tuple[Read, int]] = {}
         self._writes: dict[int, tuple[Write, int]] = {}
