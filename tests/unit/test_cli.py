@@ -271,7 +271,8 @@ def test_a_bug_before_the_guest_runs(
 ) -> None:
     file = write(f"{MODEL}\n    def {method}(self):\n        self.vlaue += 1\n")
     line = len(file.read_text().splitlines())
-    for arguments in (["show", file, "--lspci"], ["run", file, "--guest", spinning]):
+    wanted: list[list[str | Path]] = [["show", file, "--lspci"], ["run", file, "--guest", spinning]]
+    for arguments in wanted:
         assert traceback_of(callgate, *arguments) == [f'File "{file}", line {line}, in {method}']
         assert "'Sample' object has no attribute 'vlaue'" in callgate.err
 
@@ -361,7 +362,7 @@ def test_a_demo_without_examples(callgate: Told, tmp_path: Path) -> None:
 # --- as a process ---------------------------------------------------------------------------------
 
 
-def process(*arguments: str | Path, **options: object) -> subprocess.Popen[str]:
+def process(*arguments: str | Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *arguments],
         stdout=subprocess.PIPE,
@@ -392,7 +393,6 @@ def test_ctrl_c_ends_a_guest_that_spins(write: Write, spinning: Path) -> None:
     run = process("-m", "callgate", "run", file, "--guest", spinning)
     assert run.stdout is not None
     assert run.stdout.readline() == "here\n"
-    signal.pthread_kill  # noqa: B018  (only where there are signals)
     run.send_signal(signal.SIGINT)
     out, err = run.communicate(timeout=20)
     assert (run.returncode, out, err) == (130, "", "callgate: interrupted\n")

@@ -90,8 +90,8 @@ class Brake:
 class InstructionLimit:
     """Stops the emulator after a number of instructions, while it is switched on.
 
-    The library can do so by itself, but does not say how many there were when something else stopped
-    it first; and with a second hook to count them, both are slow.
+    The library can do so by itself, but does not say how many there were when something else
+    stopped it first; and with a second hook to count them, both are slow.
     """
 
     def __init__(self, engine: Engine, host: str = HOST) -> None:
