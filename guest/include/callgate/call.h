@@ -330,8 +330,10 @@ static inline int callgate_ring(struct callgate_device *dev, const struct callga
 		callgate_bar_write(&dev->bars[capability->pio_bar],
 				   (uint64_t)capability->pio_offset + CALLGATE_PIO_DOORBELL, 4,
 				   dev->frame);
-	else
-		callgate_doorbell_write(dev, CALLGATE_DOORBELL_REGISTER_DOORBELL, dev->frame);
+	else /* behind the barrier above, so without another one */
+		callgate_arch_write32(dev->gate + dev->header.doorbell_offset +
+					      CALLGATE_DOORBELL_REGISTER_DOORBELL,
+				      dev->frame);
 	return CALLGATE_OK;
 }
 

@@ -12,6 +12,7 @@ and judged step by step.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from callgate.gate.abi import FRAME, MAX_VALUES, FrameFlag, FrameState, Status
@@ -44,7 +45,7 @@ class Frame:
     it back: a lock that nobody waits for, at half of a lock's price.
     """
 
-    __slots__ = ("free", "gate", "live", "payload", "quads", "ram", "slot", "words")
+    __slots__ = ("free", "gate", "live", "payload", "quads", "ram", "slot", "woken", "words")
 
     def __init__(self, gate: Gate, ram: memoryview, slot: Slot) -> None:
         self.gate = gate
@@ -55,6 +56,8 @@ class Frame:
         self.payload = ram[FRAME.size :]
         self.slot = slot
         self.free = [True]
+        self.woken: Callable[[], None] | None = None
+        """Told of each doorbell that found the frame READY, if somebody watches."""
 
     def clear(self) -> None:
         """Make it FREE and all zeros, unless it is being answered."""
@@ -86,7 +89,7 @@ class Frame:
             fence()
         quads = self.quads
         answer = _FAULTED
-        flags = 0
+        interrupt = 0
         try:
             # From here on only the copy is judged.
             vector = words[1]
@@ -105,6 +108,7 @@ class Frame:
                 if status is not _OK:
                     answer = self._put(flags, status, code, ())
             else:
+                interrupt = flags & _INTERRUPT
                 answer = self._judge(vector, flags, binding)
         finally:
             # Results, then status, then the state: whoever sees DONE sees all of them. The frame is
@@ -114,11 +118,10 @@ class Frame:
             if WEAK:
                 fence()
             words[0] = _DONE
-        gate = self.gate
-        if flags & _INTERRUPT:
-            gate.tell_done()
-        if gate.woken is not None and not from_watcher:
-            gate.woken()
+        if interrupt:
+            self.gate.tell_done()
+        if self.woken is not None and not from_watcher:
+            self.woken()
 
     def _judge(self, vector: int, flags: int, binding: Binding | None) -> int:
         """Answer a frame that is in any way unusual; returns its second quad."""

@@ -110,6 +110,7 @@ class Gate:
         self.deadline = Deadline(time_limit) if time_limit is not None else None
         self._watcher: Callable[[], None] | None = None
         self.version = 0
+        self._frames: list[Frame] = []
         self._accept(Feature(0))
         self.offered = _FEATURES
         if offer.transports & Transport.POLLED:
@@ -401,7 +402,8 @@ class Gate:
 
     def _accept(self, features: Feature) -> None:
         self.features = features
-        self.woken = self._watcher if self.polled else None
+        for frame in self._frames:
+            frame.woken = self._watcher if self.polled else None
         self._takes_notify = bool(features & Feature.NOTIFY)
         self._tells_changes = bool(features & Feature.CHANGE_INTERRUPT)
         self._tells_done = bool(features & Feature.DONE_INTERRUPT)

@@ -22,6 +22,7 @@ from callgate.trace import Event
 if TYPE_CHECKING:
     from callgate.gate.deadline import Job
     from callgate.gate.gate import Gate
+    from callgate.gate.quota import Quota
     from callgate.gate.vectors import Binding, Slot
 
 Answer: TypeAlias = tuple[Status, int, Any]
@@ -107,9 +108,10 @@ class Target:
             lock.acquire()
         slot.thread = get_ident()
         slot.binding = binding  # Stored before `refusal` is read: vectors.py argues why.
+        quota = None
         try:
             if binding.refusal is not None or binding.quota is not None:
-                refusal = _refusal(slot, binding)
+                refusal, quota = _admit(binding)
                 if refusal is not None:
                     return self._turn_away(binding, refusal, refusal.text)
             if count != self.arguments:
@@ -126,9 +128,8 @@ class Target:
         except Exception as error:
             return self._fault(binding, error)
         finally:
-            if slot.quota is not None:
-                slot.quota.give()
-                slot.quota = None
+            if quota is not None:
+                quota.give()
             slot.binding = None
             if self.table.drains:
                 self.table.wake()
@@ -187,12 +188,9 @@ def _no_frame_stub(quads: memoryview, payload: memoryview | None) -> None:
     raise AssertionError("a target without a frame stub has no usual frames")
 
 
-def _refusal(slot: Slot, binding: Binding) -> Status | None:
-    """What filter and quota answer; None: the call may run."""
-    refusal = binding.refusal
+def _admit(binding: Binding) -> tuple[Status | None, Quota | None]:
+    """What filter and quota answer, None if the call may run; and the quota that was taken of."""
     quota = binding.quota
-    if refusal is None and quota is not None:
-        if not quota.take():
-            return Status.BUSY
-        slot.quota = quota
-    return refusal
+    if binding.refusal is not None or quota is None:
+        return binding.refusal, None
+    return (None, quota) if quota.take() else (Status.BUSY, None)
