@@ -35,10 +35,10 @@ struct bench_order {
 volatile struct bench_order bench_order = { .batches = 1 };
 
 enum {
-	BENCH_NO_DEVICE = 1,
-	BENCH_FAILED,
-	BENCH_WRONG,
+	BENCH_WRONG = 1,
 	BENCH_NO_INSTRUCTION,
+	BENCH_NO_DEVICE,
+	BENCH_FAILED = 64, /* and the call's status or error */
 };
 
 static int calls(const struct bench_order *order)
@@ -46,6 +46,7 @@ static int calls(const struct bench_order *order)
 	struct bench bench;
 	uint32_t batch, i;
 	uint64_t sum;
+	int status;
 
 	if (bench_open(&bench) != CALLGATE_OK)
 		return BENCH_NO_DEVICE;
@@ -54,8 +55,9 @@ static int calls(const struct bench_order *order)
 		if (order->path != CALLGATE_PATH_POLLED)
 			bench_write_mark(&bench, batch);
 		for (i = 0; i < order->size; i++) {
-			if (bench_add(&bench, i, 40, &sum) != CALLGATE_OK)
-				return BENCH_FAILED;
+			status = bench_add(&bench, i, 40, &sum);
+			if (status != CALLGATE_OK)
+				return BENCH_FAILED + status;
 			if (sum != (uint64_t)i + 40)
 				return BENCH_WRONG;
 		}

@@ -129,6 +129,47 @@ def test_the_trace_names_devices_registers_and_calls(guests: Path) -> None:
         assert what in said
 
 
+def test_a_bug_in_a_handler_shows_its_own_traceback(guests: Path, tmp_path: Path) -> None:
+    model = tmp_path / "device.py"
+    model.write_text(file("01_adder").read_text().replace("return (a + b)", "return (a / 0)"))
+    line = 1 + model.read_text().splitlines().index(
+        "        return (a / 0) & 0xFFFF_FFFF_FFFF_FFFF"
+    )
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "callgate", "run", model),
+            *("--guest", guests / "x86_64" / "01_adder.elf", "--platform", "native"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1
+    assert run.stdout.splitlines()[:2] == [f"registers: {ADDED}", "call cheapest: DEVICE_FAULT"]
+    told = run.stderr.splitlines()
+    assert told[0] == "callgate: adder.add: the device model raised"
+    assert [row for row in told if "File" in row] == [f'  File "{model}", line {line}, in add']
+    assert told[-1] == "ZeroDivisionError: division by zero"
+
+
+def test_a_guest_that_hangs_has_said_what_it_said(guests: Path, tmp_path: Path) -> None:
+    """The device never interrupts, and the guest waits for that: what it printed is not lost."""
+    model = tmp_path / "device.py"
+    model.write_text(file("02_timer").read_text().replace("self.ticks += 1", "self.ticks += 1 if "
+                     "self.ticks < 2 else self.enable_no_more"))  # fmt: skip
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "callgate", "run", model, "--timeout", "0.5"),
+            *("--guest", guests / "riscv64" / "02_timer.elf"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2
+    assert run.stdout == "tick 1\ntick 2\n"
+    assert "'Ticker' object has no attribute 'enable_no_more'" in run.stderr
+    assert "callgate: The guest used up its time at " in run.stderr
+
+
 # --- the same devices without a processor ---------------------------------------------------------
 
 

@@ -667,7 +667,7 @@ def test_a_thread_that_scribbles_on_the_frame_all_the_time(rig: Rig) -> None:
         sys.setswitchinterval(interval)
     assert bytes(rig.gate.ram[:base]) == before
     assert bytes(rig.gate.ram[base + 4096 :]) == after
-    assert len(seen) > 3
+    assert len(seen) > 1
     assert Status.DEVICE_FAULT not in seen
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from callgate.call import call, u64
 from callgate.device import Device
-from callgate.gate.abi import FRAME, HEADER, Feature, FrameState, Status, Transport
+from callgate.gate.abi import FRAME, HEADER, Feature, FrameState, Layout, Status, Transport
 from callgate.gate.gate import Gate, Offer
 from callgate.gate.vectors import VectorTable
 from callgate.gate.watcher import Watcher
@@ -124,6 +124,7 @@ def test_it_stops_when_no_call_comes(driver: Driver) -> None:
         began = time.monotonic()
         until(lambda: not driver.watching)
         assert 0.01 < time.monotonic() - began < 2
+        time.sleep(0.05)  # It looks once more a little later.
         driver.post(5)
         time.sleep(0.03)
         assert driver.words[driver.gate.frames_offset // 4] == FrameState.READY  # It sleeps.
@@ -287,3 +288,49 @@ def test_a_platform_without_polled_never_watches() -> None:
         gate.mmio_write(0, 4, 0)
         time.sleep(0.01)
         assert gate.ram[WATCHING] == 0
+
+
+def test_a_reset_that_meets_the_watchers_sleep_does_not_promise_to_watch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The header is made with `watching` 1; before it is written, the watcher stores 0."""
+    driver = Driver()
+    driver.gate.say_watching(True)
+    pack = type(HEADER).pack
+    asleep = threading.Thread(target=driver.gate.say_watching, args=(False,))
+
+    def slowly(layout: Layout, **members: Any) -> bytes:
+        made = pack(layout, **members)
+        if layout is HEADER:
+            asleep.start()
+            asleep.join(0.1)
+        return made
+
+    monkeypatch.setattr(Layout, "pack", slowly)
+    driver.gate.reset()
+    asleep.join(5)
+    assert driver.watching == 0
+
+
+def test_a_store_that_is_seen_late_is_not_lost() -> None:
+    """Without the driver's barrier READY may be seen after its load of `watching` gave 1."""
+    driver = Driver()
+    with Watcher([driver.gate], linger=0.001) as watcher:
+        driver.words[driver.gate.frames_offset // 4] = FrameState.FREE
+        driver.gate.ring(0)  # Which the watcher takes for a reason to watch.
+        looks = 0
+        look = watcher._look
+
+        def counted() -> bool:
+            nonlocal looks
+            found = look()
+            if not driver.watching:
+                looks += 1
+                if looks == 1:
+                    driver.post(1)  # Seen only now; nobody rings.
+            return found
+
+        watcher._look = counted  # type: ignore[method-assign]
+        watcher._wake.set()
+        base = driver.gate.frames_offset
+        assert driver.wait(base) == 2

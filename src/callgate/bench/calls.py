@@ -10,8 +10,11 @@ one row       rounds, one after another: the machine's own speed changes meanwhi
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -144,15 +147,18 @@ def measure(way: Way, calls: int) -> Row:
     ratios: list[float] = []
     polled = way.transport == "polled"
     device = _Polled() if polled else Bench()
-    with Machine(
-        device,
-        arch=way.arch,
-        platform=way.platform.name,
-        guest=program.path,
-        ram=RAM,
-        timeout=TIMEOUT,
-        watch=polled,
-    ) as machine:
+    with (
+        Machine(
+            device,
+            arch=way.arch,
+            platform=way.platform.name,
+            guest=program.path,
+            ram=RAM,
+            timeout=TIMEOUT,
+            watch=polled,
+        ) as machine,
+        _cores_apart() if polled else nullcontext(),
+    ):
         run = partial(_run, machine, device, _place(program))
         order = Order(batches, SIZE, what=CALL, path=PATHS[way.transport])
         for _ in range(ROUNDS):
@@ -180,6 +186,27 @@ def measure(way: Way, calls: int) -> Row:
         ratio=median(ratios) if ratios else None,
         target=way.target,
     )
+
+
+@contextmanager
+def _cores_apart() -> Iterator[None]:
+    """Give the emulator's thread and the watching one a core each, if there are two.
+
+    The scheduler puts them onto one core when others keep the machine busy. Then each call waits
+    for a change of threads, which is no property of the call.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        yield
+        return
+    for thread in threading.enumerate():
+        if thread.name == "callgate watcher" and thread.native_id is not None:
+            os.sched_setaffinity(thread.native_id, cores[1:])
+    os.sched_setaffinity(0, cores[:1])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def _run(machine: Machine, device: Bench, place: int, order: Order) -> list[int]:

@@ -35,9 +35,9 @@ _EXAMPLE = Path("examples", "01_adder", "device.py")
 
 def loopback_rows(calls: int) -> Iterator[Row]:
     """Calls from a driver in Python: `device.add(2, 40)`."""
-    for transport in (Transport.HYPERCALL, Transport.PIO, Transport.MMIO, Transport.POLLED):
+    for transport in (Transport.HYPERCALL, Transport.PIO, Transport.MMIO):
         name = (transport.name or "").lower()
-        with Machine(Bench(), on="loopback", watch=transport is Transport.POLLED) as machine:
+        with Machine(Bench(), on="loopback", watch=False) as machine:
             device = open_device("bench", DirectDoor(machine), transport=transport)
             add = device.add
 

@@ -19,7 +19,7 @@ from callgate.bench.report import Check, Row
 from callgate.errors import BackendError
 
 BACKENDS = ("loopback", "unicorn")
-WIDTH = 120
+WIDTH = 130
 """Columns of the table where there is no terminal to ask."""
 
 
@@ -71,7 +71,7 @@ def _print(rows: Iterable[Row], checks: Iterable[Check]) -> None:
         console.width = WIDTH
     table = Table(box=None, pad_edge=False)
     for name in ("backend", "architecture", "platform", "transport", "traps by"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for name in ("median us", "p99 us", "calls/s", "bare us", "ratio", "target", ""):
         table.add_column(name, justify="right")
     for row in rows:

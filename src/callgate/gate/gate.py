@@ -397,8 +397,9 @@ class Gate:
 
     def say_watching(self, watching: bool) -> None:
         """Tell drivers whether somebody looks at the frames."""
-        self._watching = watching
-        self.ram[HEADER.offset("watching")] = int(watching)
+        with self._changing:  # A reset must not write back what it was before.
+            self._watching = watching
+            self.ram[HEADER.offset("watching")] = int(watching)
 
     def _accept(self, features: Feature) -> None:
         self.features = features
@@ -535,7 +536,13 @@ class Router:
                 Status.BAD_FRAME.name, f"{binding} must be called by a frame, not by registers"
             )
             return Status.BAD_FRAME, ()
-        status, code, results = target.execute(slot, binding, fetch(target.arguments), None)
+        count = target.arguments
+        if target.direct:
+            status, code, results = target.run(
+                slot, binding, target.stub, fetch(count), None, count
+            )
+        else:
+            status, code, results = target.execute(slot, binding, fetch(count), None)
         if status is _DEVICE_ERROR:
             return status, (code,)
         return status, results

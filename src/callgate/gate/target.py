@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from callgate.call import Call, CallRefused, FrameStub, Stub
 from callgate.errors import DeviceError, DmaError
@@ -37,11 +37,13 @@ class Target:
     """One call of one gate, ready to run.
 
     `usual` is the flags and argument count of a frame that `frame_stub` can serve as it is, -1 if
-    it serves none; `done` is such a frame's second quad when it was served.
+    it serves none; `done` is such a frame's second quad when it was served. `direct` says that
+    `run` with `stub` is the same as `execute`.
     """
 
     __slots__ = (
         "arguments",
+        "direct",
         "done",
         "frame_stub",
         "gate",
@@ -58,6 +60,7 @@ class Target:
     def __init__(self, gate: Gate, call: Call, stub: Stub, frame_stub: FrameStub | None) -> None:
         self.gate = gate
         self.table = gate.table
+        self.direct = gate.deadline is None
         self.stub = stub
         self.frame_stub: FrameStub = frame_stub or _no_frame_stub
         self.usual = call.arguments << 16 if frame_stub is not None else -1
@@ -171,6 +174,7 @@ class Doorbell:
     """
 
     arguments = 1
+    direct: Literal[False] = False
     registers = 1
 
     def __init__(self, ring: Callable[[int], bool]) -> None:

@@ -8,6 +8,10 @@ No call is lost in between. The driver stores READY, then (past a full barrier) 
 The watcher stores `watching = 0`, then loads the states. If the driver still saw 1, its load came
 before the watcher's store, so its READY came before the watcher's last look, which finds it. The
 fence parts the watcher's store and load, since processors let a load overtake an earlier store.
+
+An emulator of one processor may leave out the driver's barrier (unicorn does). Then the driver's
+load can overtake its store, by as long as a store waits for its cache line. So the watcher looks
+once more after a while that is far longer.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ from callgate.gate.fence import fence
 from callgate.gate.gate import Gate
 
 LINGER = 0.005
+_SETTLE = 0.001
+"""Seconds after which a store that another thread made can be seen, barrier or not."""
 _READY = int(FrameState.READY)
 _IDLE_LOOKS = 16
 
@@ -72,6 +78,8 @@ class Watcher:
             for gate in self.gates:
                 gate.say_watching(False)
             fence()
+            self._look()
+            time.sleep(_SETTLE)
             self._look()
 
     def _watch(self) -> None:
