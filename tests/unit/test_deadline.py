@@ -2,6 +2,8 @@
 """A time limit for handlers: the guest is answered in time, and nothing of the host is lost."""
 
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -401,3 +403,42 @@ def test_the_doorbell_itself_has_none() -> None:
         assert (frame["state"], frame["status"]) == (FrameState.DONE, Status.TIMED_OUT)
         rig.gate.ram[base] = FrameState.READY
     assert rig.gate._frames[0].free
+
+
+TRACED = """
+import sys, threading
+
+def trace(frame, event, argument):
+    return None
+
+threading.settrace(trace)
+sys.settrace(trace)
+
+from callgate import Device, call
+from callgate.testing import FakeGuest
+from callgate.errors import TimedOut
+
+event = threading.Event()
+
+class Blocked(Device):
+    id = 0x1AF4, 0x10F0
+
+    @call
+    def linger(self) -> None:
+        event.wait()
+
+with FakeGuest(Blocked(), handler_timeout=0.05) as guest:
+    try:
+        guest.open("blocked").linger()
+    except TimedOut:
+        print("answered")
+    event.set()
+"""
+
+
+def test_a_handler_that_is_blocked_does_not_stop_traced_threads() -> None:
+    # As under a debugger. In a process of its own: where it goes wrong, nothing in it goes on.
+    done = subprocess.run(
+        [sys.executable, "-c", TRACED], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "answered\n"

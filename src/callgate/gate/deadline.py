@@ -21,6 +21,7 @@ library as an interrupted thread would: the limit is for models under test, not 
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,10 @@ class HandlerTimeout(Exception):
 
 class _Ended(BaseException):
     """Raised inside a handler whose time is up; models that catch Exception do not stop it."""
+
+
+class _Lowered(BaseException):
+    """Raised in the thread that gives a handler up, by itself: see `_end`."""
 
 
 class Deadline:
@@ -131,8 +136,7 @@ class Job:
             if not self._over:
                 self._given_up = True
                 if self._running:
-                    thread = ctypes.c_ulong(self._thread.ident or 0)
-                    ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_Ended))
+                    _end(self._thread.ident or 0)
                 return True
         self.ended.wait()
         return False
@@ -159,3 +163,28 @@ class Job:
         slot = self._gate.table.slot()
         target: Target = self._binding.target
         self.answer = target.execute(slot, self._binding, self._values, self._payload, self)
+
+
+def _end(thread: int) -> None:
+    """Raise _Ended in another thread: at once where it runs Python, later where it blocks in C.
+
+    Before CPython 3.12 the pending exception keeps one flag up for all threads, and a traced thread
+    (under a debugger or line coverage) that enters a function looks at the flag again and again:
+    all of them stand still until the blocked one comes back. Only a thread that takes such an
+    exception lowers the flag, so this one takes one too. The other's stays: it is seen when that
+    thread wakes.
+    """
+    raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    other = ctypes.c_ulong(thread)
+    if sys.version_info >= (3, 12):
+        raise_in(other, ctypes.py_object(_Ended))
+        return
+    own = ctypes.c_ulong(threading.get_ident())
+    ended, lowered = ctypes.py_object(_Ended), ctypes.py_object(_Lowered)
+    try:
+        raise_in(other, ended)
+        raise_in(own, lowered)
+        while True:  # It comes after the call, at the latest with the first jump back.
+            pass
+    except _Lowered:
+        return
