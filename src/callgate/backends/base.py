@@ -9,6 +9,7 @@ is given: memory, PCI bus, console, timers, calls.
     a BAR or RAM came or went      ->  Backend.remap
     interrupt message to the CPU   ->  Backend.interrupt
     interrupt message to RAM       ->  Backend.wake
+    interrupt line (INTx)          ->  Backend.set_line
     the guest's end, the console   ->  Backend.stop
 
 To write one, subclass `Backend` in a module of its own and list it in `_BACKENDS` below, or, in
@@ -25,6 +26,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import ClassVar
 
+from callgate.backends.platform import platforms
 from callgate.backends.system import System
 from callgate.errors import BackendError
 
@@ -32,7 +34,10 @@ ENTRY_POINTS = "callgate.backends"
 _BACKENDS = {
     "loopback": "callgate.backends.loopback:Loopback",
     "unicorn": "callgate.backends.unicorn.backend:Unicorn",
+    "kvm": "callgate.backends.kvm.backend:Kvm",
 }
+_WHOLE_VMM = {"qemu": "callgate run --on qemu, or callgate.backends.qemu.guest.Guest"}
+"""Those that own the bus and all else: no `System` of ours is around them."""
 
 
 @dataclass
@@ -43,6 +48,15 @@ class Budget:
     """Instructions left; the backend counts them down."""
     deadline: float | None = None
     """When time is up, by `time.monotonic`."""
+
+
+@dataclass(frozen=True)
+class Linux:
+    """A Linux kernel to boot: its image and initramfs, and its command line."""
+
+    image: bytes
+    initrd: bytes = b""
+    line: str = ""
 
 
 class Backend(ABC):
@@ -58,6 +72,9 @@ class Backend(ABC):
     has_processor: ClassVar[bool] = True
     """False: nothing runs a guest program, and the driver is Python in this process."""
 
+    has_lines: ClassVar[bool] = False
+    """Whether there is an interrupt controller: `set_line` does something then."""
+
     def __init__(self, system: System) -> None:
         self.system = system
 
@@ -66,9 +83,28 @@ class Backend(ABC):
         """What this host lacks for the backend, with the remedy; None when it lacks nothing."""
         return None
 
+    @classmethod
+    def platforms(cls, arch: str) -> list[str]:
+        """Names of the platforms that it can be on this host, for guests of an architecture; the
+        first is a machine's that was given none."""
+        return platforms(arch)
+
+    @classmethod
+    def most_cpus(cls) -> int:
+        """How many processors a machine can have."""
+        return 1
+
     @abstractmethod
     def reset(self, entry: int) -> None:
         """Put the processor into its state at power-on, about to execute at `entry`."""
+
+    def boot(self, linux: Linux) -> None:
+        """Load Linux into memory, and be about to execute it, as `reset` is a program.
+
+        Raises BackendError where there is no board that Linux knows, LoadError for what is no such
+        kernel or does not fit into memory.
+        """
+        raise BackendError(f"{self.name} has no board that Linux could boot on: use kvm or qemu")
 
     @abstractmethod
     def run(self, budget: Budget) -> None:
@@ -94,6 +130,14 @@ class Backend(ABC):
     @abstractmethod
     def registers(self) -> dict[str, int]:
         """The processor's registers by the names of its manual, the program counter first."""
+
+    @property
+    def uninterrupted(self) -> str | None:
+        """Why no interrupt enters a handler of the guest's; None: they do."""
+        return None
+
+    def set_line(self, gsi: int, level: bool) -> None:
+        """Set the level of an interrupt line, where `has_lines`."""
 
     def interrupt(self, address: int, data: int) -> None:
         """Deliver an interrupt message that goes to the processor (on x86, to its local APIC)."""
@@ -133,8 +177,11 @@ def _load(name: str) -> type[Backend]:
         found = getattr(import_module(module), attribute)
     else:
         points = list(entry_points(group=ENTRY_POINTS, name=name))
+        if name in _WHOLE_VMM:
+            raise BackendError(f"{name} is a machine of its own, to be used by {_WHOLE_VMM[name]}")
         if not points:
-            raise BackendError(f"The backend must be one of {', '.join(backends())}, not {name!r}")
+            names = ", ".join(sorted({*backends(), *_WHOLE_VMM}))
+            raise BackendError(f"The backend must be one of {names}, not {name!r}")
         found = points[0].load()
     if not (isinstance(found, type) and issubclass(found, Backend)):
         raise BackendError(

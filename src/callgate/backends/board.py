@@ -12,6 +12,7 @@ program boots on both.
     I/O 3F8 console       0900_0000  console          4000_0000  BAR windows
     I/O F4  exit                                      8000_0000  RAM
     I/O CF8 config
+    I/O 600 sleep, reset
 """
 
 from __future__ import annotations
@@ -115,3 +116,17 @@ BOARDS = {
     ),
 }
 """By the name of the architecture."""
+
+CONSOLE_IRQ = 4
+FIRST_GSI, GSIS = 16, 8
+SLEEP_CONTROL, SLEEP_STATUS, RESET = 0x600, 0x601, 0x602
+"""The PC's I/O ports to end and to begin anew, one byte each (ACPI 6.5, 4.8.3.7)."""
+SOFT_OFF = 5
+"""The sleep type that ends the machine."""
+SLEEP_ENABLE = 1 << 5
+RESET_VALUE = 1
+
+
+def gsi_of_slot(slot: int) -> int:
+    """The PC's interrupt line (global system interrupt) that INTA of a PCI slot leads to."""
+    return FIRST_GSI + slot % GSIS

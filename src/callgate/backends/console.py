@@ -35,6 +35,8 @@ class Console:
         """All that the guest wrote."""
         self.on_byte: Callable[[int], None] | None = None
         """Called with each byte that the guest writes, on the thread of its processor."""
+        self.on_feed: Callable[[bytes], None] | None = None
+        """Takes what is fed, where the port does not ask for it byte by byte."""
         self._input: deque[int] = deque()
 
     @property
@@ -44,7 +46,10 @@ class Console:
 
     def feed(self, data: bytes) -> None:
         """Let the guest read `data`, after what it has not read yet."""
-        self._input.extend(data)
+        if self.on_feed is not None:
+            self.on_feed(data)
+        else:
+            self._input.extend(data)
 
     def clear(self) -> None:
         """Forget output and input."""

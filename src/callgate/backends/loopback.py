@@ -45,6 +45,11 @@ class Loopback(Backend):
         """Let `run` return."""
         self._stopped.set()
 
+    @property
+    def uninterrupted(self) -> str:
+        """There is no processor."""
+        return "there is no processor to be interrupted"
+
     def remap(self) -> None:
         """Nothing is mapped: the driver's accesses go through the bus."""
 

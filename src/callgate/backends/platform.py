@@ -7,6 +7,7 @@ says of a hypervisor. It is apart from the backend: an emulator can be any of th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from callgate.errors import BackendError
@@ -38,19 +39,27 @@ PLATFORMS = {
         Platform("lguest", ("i386",), Offer(_ALL, Instruction.INT_1F), b"lguestlguest"),
         Platform("smccc", ("aarch64",), Offer(_ALL, Instruction.HVC, 0xC600_CA11)),
         Platform("sbi", ("riscv64",), Offer(_ALL, Instruction.ECALL, 0x0800_CA11)),
+        # A KVM that answers every hypercall itself.
+        Platform("kvm", _PC, Offer(_PLAIN), b"KVMKVMKVM\0\0\0"),
         Platform("native", (*_PC, "aarch64", "riscv64"), Offer(_PLAIN)),
     )
 }
 """By name. The first one that knows an architecture is that architecture's default."""
 
 
-def platform(name: str | None, arch: str) -> Platform:
-    """Return the platform `name`, or the default of `arch`. Raises `BackendError`."""
-    fitting = [each for each in PLATFORMS.values() if arch in each.architectures]
-    if name is None:
-        return fitting[0]
-    for each in fitting:
-        if each.name == name:
-            return each
-    names = ", ".join(each.name for each in fitting)
-    raise BackendError(f"The platform of an {arch} machine must be one of {names}, not {name!r}")
+def platforms(arch: str) -> list[str]:
+    """The names of those that know an architecture, its default first."""
+    return [name for name, each in PLATFORMS.items() if arch in each.architectures]
+
+
+def platform(name: str | None, arch: str, offered: Sequence[str] | None = None) -> Platform:
+    """Return the platform `name`, or the first of `offered` (left out: of all that know `arch`).
+
+    Raises `BackendError` when it is none of these.
+    """
+    names = platforms(arch) if offered is None else offered
+    if name is not None and name not in names:
+        raise BackendError(
+            f"The platform of an {arch} machine must be one of {', '.join(names)}, not {name!r}"
+        )
+    return PLATFORMS[name or names[0]]

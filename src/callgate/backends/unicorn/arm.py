@@ -54,7 +54,7 @@ class AArch64(Processor):
         offer = self.system.platform.offer
         selector = offer.selector if offer.instruction is Instruction.HVC else None
         fail, exception = self.traps.fail, self._exception
-        call, slot = self.system.router.call, self.system.call_slot
+        call, slot = self.system.router.call, self.system.call_slots[0]
         # W0 selector, W1 vector, X2 to X7 arguments -> X0 status, X1 to X6 results
         fetch, values = self._arguments.fetcher(), self._arguments.values
         slots, answer = self._arguments.slots(2), self._results.answerer()

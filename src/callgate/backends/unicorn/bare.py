@@ -24,13 +24,13 @@ from unicorn import x86_const as x86
 
 from callgate.backends.board import BOARDS
 from callgate.errors import GuestError
+from callgate.gate.abi import PAGE
 
 _BINDING: Any = unicorn  # It has no types.
 MARK = 0xE000_0000
 """Where a store has the time taken; a page on no board."""
 PLACE = 0xE100_0000
 """Where the bare store goes; another one."""
-_PAGE = 4096
 _RAM = 32 << 20
 _LIBRARY = {
     "x86_64": (uc.UC_ARCH_X86, uc.UC_MODE_64),
@@ -66,7 +66,7 @@ def run_bare(
         if not left:
             emulator.emu_stop()
 
-    emulator.mmio_map(MARK, _PAGE, None, None, on_mark, None)
+    emulator.mmio_map(MARK, PAGE, None, None, on_mark, None)
     _hook(emulator, arch)
     try:
         emulator.emu_start(entry, 0)
@@ -88,7 +88,7 @@ def _hook(emulator: Any, arch: str) -> None:
     def on_interrupt(_: Any, __: int, ___: Any) -> None:
         pass
 
-    emulator.mmio_map(PLACE, _PAGE, None, None, on_store, None)
+    emulator.mmio_map(PLACE, PAGE, None, None, on_store, None)
     emulator.hook_add(uc.UC_HOOK_INTR, on_interrupt)
     counter = _COUNTER.get(arch)
     if counter is not None:

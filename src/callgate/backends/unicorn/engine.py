@@ -22,8 +22,6 @@ from typing import Any, TypeAlias
 from unicorn import unicorn_const
 from unicorn.unicorn_py3 import unicorn as _binding
 
-PAGE = 4096
-
 # The binding's types are half declared, so they are looked at as what they are: untyped.
 _Uc: Any = _binding.Uc
 _library: Any = _binding.uclib

@@ -33,11 +33,11 @@ from callgate.backends.unicorn.engine import (
     ON_ACCESS,
     ON_MMIO_READ,
     ON_MMIO_WRITE,
-    PAGE,
     Callback,
     Engine,
 )
 from callgate.backends.unicorn.processor import Traps
+from callgate.gate.abi import PAGE
 from callgate.pci.bar import ones
 from callgate.pci.bus import Mapping
 

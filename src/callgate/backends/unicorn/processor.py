@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from callgate.backends.system import System
+from callgate.backends.system import System, report
 from callgate.backends.unicorn.engine import Engine, Registers
 from callgate.errors import GuestError
 from callgate.pci.bus import Mapping
@@ -84,11 +84,3 @@ class Processor(ABC):
     def stopped(self, sentence: str) -> GuestError:
         """The error for a guest that cannot go on: the sentence, the place, the registers."""
         return GuestError(report(sentence, self.registers(), self.system, self.system.board.bits))
-
-
-def report(sentence: str, registers: dict[str, int], system: System, bits: int) -> str:
-    """`sentence` with the program counter's place, and the registers in rows of four."""
-    pc = next(iter(registers.values()))
-    cells = [f"{name:>6} {value:0{bits // 4}x}" for name, value in registers.items()]
-    rows = ["".join(cells[start : start + 4]) for start in range(0, len(cells), 4)]
-    return "\n".join([f"{sentence}, at {system.place(pc)}", *rows])

@@ -54,7 +54,7 @@ class RiscV64(Processor):
         offer = self.system.platform.offer
         selector = offer.selector if offer.instruction is Instruction.ECALL else None
         fail, exception = self.traps.fail, self._exception
-        call, slot = self.system.router.call, self.system.call_slot
+        call, slot = self.system.router.call, self.system.call_slots[0]
         # a7 selector, a6 vector, a0 to a5 arguments -> a0 status, a1 to a6 results
         fetch, values, slots = arguments.fetcher(), arguments.values, arguments.slots(2)
         answer = Registers(self.engine, a[:7]).answerer()

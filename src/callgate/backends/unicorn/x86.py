@@ -29,13 +29,12 @@ from callgate.backends.unicorn.engine import (
     ON_CPUID,
     ON_INTERRUPT,
     ON_INVALID,
-    PAGE,
     Engine,
     EngineError,
     Registers,
 )
 from callgate.backends.unicorn.processor import Processor
-from callgate.gate.abi import Instruction
+from callgate.gate.abi import PAGE, Instruction
 from callgate.pci.bar import Window
 from callgate.pci.bus import Mapping
 
@@ -131,7 +130,7 @@ class X86(Processor):
 
     def _make_hypercall(self) -> Callable[[], None]:
         registers = Registers(self.engine, self.calling, halves=self.halves)
-        call, slot, faults = self.system.router.call, self.system.call_slot, self.system.faults
+        call, slot, faults = self.system.router.call, self.system.call_slots[0], self.system.faults
         fetch, values = registers.fetcher(), registers.values
         slots, answer = registers.slots(1), registers.answerer()
         cs = len(values) - 1
