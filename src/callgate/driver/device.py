@@ -1,32 +1,28 @@
 # SPDX-License-Identifier: MIT
 """A device with a gate, from its driver's side: find it, call it.
 
-    device = callgate.driver.open("adder", door)
-    device.add(2, 40)                       # 42
-
-Arguments and results are Python's: int, bool, bytes; for buffers anything with the buffer protocol
-(copied to DMA memory and, for `out` and `inout`, back) or a `DmaMemory` (used as it is). Integers
-are taken modulo 2^64, as C does; the host refuses what does not fit the argument's type. A status
-other than OK raises the `CallError` of that name.
+device = callgate.driver.open("adder", door)
+device.add(2, 40)                       # 42
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from threading import Lock
 from typing import Any
 
 from callgate import errors
-from callgate.driver.directory import Directory, Entry, GatePlace, find_gate, read_directory
-from callgate.driver.door import DmaMemory, Door
+from callgate.driver.calls import Calls
+from callgate.driver.directory import Directory, Entry, GatePlace, read_directory
+from callgate.driver.door import DmaMemory
 from callgate.driver.frame import Frame, Reply
 from callgate.driver.pci import Interrupt, PciFunction
-from callgate.errors import CallError, DeviceError
+from callgate.driver.quick import by_frame, by_registers
+from callgate.driver.values import error_of, is_plain, marshal, unmarshal
+from callgate.errors import CallError, NoAnswer, NotFound
 from callgate.gate.abi import (
     HEADER,
-    PAYLOAD_ALIGN,
     VERSION,
     CallFlag,
     DoorbellRegister,
@@ -35,53 +31,29 @@ from callgate.gate.abi import (
     Status,
     Transport,
 )
+from callgate.gate.fence import fence
 
-MAX_U64 = (1 << 64) - 1
 ONES = 0xFFFF_FFFF
 _FREE, _READY, _RUNNING, _DONE = (int(state) for state in FrameState)
-_ERRORS: dict[int, type[CallError]] = {
-    kind.status: kind
-    for kind in (
-        errors.NoSuchVector,
-        errors.Revoked,
-        errors.BadCount,
-        errors.BadValue,
-        errors.BadBuffer,
-        errors.BadFrame,
-        errors.Denied,
-        errors.Busy,
-        errors.DeviceFault,
-        errors.TimedOut,
-    )
-}
-_REVOKED = int(Status.REVOKED)
+_WATCHING = HEADER.offset("watching")
 _PREFERENCE = (Transport.POLLED, Transport.HYPERCALL, Transport.PIO, Transport.MMIO)
-_BUFFERS = ("in", "out", "inout")
 _REGISTERS = int(CallFlag.REGISTERS)
-_PLAIN = {"u64", "u32", "u16", "u8"}
 _LOOKUPS = 8
 """Times that a call is looked up anew: a host that rebinds without end must not hold its caller."""
 
 
-class NoAnswer(errors.CallgateError):
-    """A frame did not become DONE in time, or the device was reset or has gone.
+class GateDevice(Calls):
+    """A device that has a gate, driven from here through a door.
 
-    The call may have run or not.
-    """
-
-
-class GateDevice:
-    """A device that has a gate. Calls are its methods; `calls` lists them.
-
-    A call whose name is also a name of this class is reached by `call(name, ...)`. `transport` is
-    the one to use; None leaves the choice. `timeout` is how long a call is waited for, in seconds.
-    Vectors that turn out to be revoked are looked up again by name, as long as the signature is
-    still the same; `relookup=False` leaves that to the caller, who then sees `Revoked` and calls
-    `refresh`. From any thread, where the door is.
+    A buffer argument may also be a `DmaMemory`, which is used as it is. `timeout` is how long a
+    call is waited for, in seconds. Vectors that turn out to be revoked are looked up again by name,
+    as long as the signature is still the same; `relookup=False` leaves that to the caller, who then
+    sees `Revoked` and calls `refresh`. From any thread, where the door is.
 
     `function` and `place` are where it was found, `directory` what it offers, `features` what was
-    agreed on; `base` and `doorbell` are the addresses of the gate and its doorbell page, `frames`
-    its frames.
+    agreed on, `transports` what platform and door can do; `base` and `doorbell` are the addresses
+    of the gate and its doorbell page, `frames` its frames and `free` those that nobody uses,
+    `watching` the header's word of that name, where it is mapped.
     """
 
     def __init__(
@@ -93,27 +65,18 @@ class GateDevice:
         timeout: float = 10.0,
         relookup: bool = True,
     ) -> None:
-        self._kept: set[str] = set()
+        super().__init__()
         self.base = 0
         self._lock = Lock()
         self._spare: dict[int, list[int]] = {}
         self.function = function
         self.place = place
+        self.transports = place.transports & function.door.transports
         self.timeout = timeout
         self.relookup = relookup
         self.transport = transport
         function.enable()
         self.refresh()
-
-    @property
-    def name(self) -> str:
-        """The device's name."""
-        return self.directory.name
-
-    @property
-    def calls(self) -> dict[str, Entry]:
-        """The directory's entries by name."""
-        return self.directory.entries
 
     def refresh(self) -> None:
         """Look anew where the gate is and what it offers.
@@ -124,10 +87,11 @@ class GateDevice:
         self.doorbell = base + self.place.doorbell
         self._port = self._find_port()
         self.directory: Directory = read_directory(self.function, self.place)
+        self.name, self.calls = self.directory.name, self.directory.entries
         self.features = self._negotiate()
         if base != self.base:
             self._take_place(base)
-        self._forget_quick()
+        self._forget()
 
     def _take_place(self, base: int) -> None:
         door = self.function.door
@@ -137,16 +101,17 @@ class GateDevice:
             self.frames = [
                 Frame(door, index, base + first + index * size, size) for index in range(count)
             ]
-            self._free = list(reversed(self.frames))
+            self.free = list(reversed(self.frames))
             self._lost: list[Frame] = []
-        self._header = door.map(base, HEADER.size)
+        header = door.map(base, HEADER.size)
+        self.watching = None if header is None else header[_WATCHING:][:4].cast("I")
 
     def _find_port(self) -> int | None:
         if self.place.pio_bar is None:
             return None
         try:
             return self.function.bar(self.place.pio_bar).address + self.place.pio_offset
-        except LookupError:  # No address: the doorbell page does the same.
+        except NotFound:  # No address: the doorbell page does the same.
             return None
 
     def _negotiate(self) -> Feature:
@@ -168,77 +133,60 @@ class GateDevice:
 
     @transport.setter
     def transport(self, transport: Transport | None) -> None:
-        if transport is not None and not transport & self.place.transports:
+        if transport is not None and not transport & self.transports:
             raise errors.BackendError(
                 f"The transport must be one that the platform offers, "
-                f"{_names(self.place.transports)}, not {_names(transport)}"
+                f"{_names(self.transports)}, not {_names(transport)}"
             )
         self._transport = transport
-        self._forget_quick()
+        self._forget()
 
     def interrupt(self, index: int) -> Interrupt:
         """Interrupt `index` of the device, ready to be waited for."""
         return self.function.interrupt(index)
 
     def notify(self, name: str) -> None:
-        """Run a one-way call without arguments through the NOTIFY doorbell."""
+        """Run a one-way call without arguments through the NOTIFY doorbell. Raises NotFound."""
         address = self.doorbell + DoorbellRegister.NOTIFY
-        self.function.door.write(address, 4, self.calls[name].vector)
+        self.function.door.write(address, 4, self._entry(name).vector)
 
     # --- calls by name ---------------------------------------------------------------------------
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        # Only for names that are not there yet: what is found is kept until `refresh`.
-        directory = self.__dict__.get("directory")
-        if directory is None or name not in directory.entries:
-            names = ", ".join(directory.entries) if directory else "not known yet"
-            raise AttributeError(f"The device must have a call {name!r}; its calls are {names}")
-        run = self._quick(directory.entries[name]) or partial(self.call, name)
-        self._kept.add(name)
-        self.__dict__[name] = run
-        return run
-
-    def _forget_quick(self) -> None:
-        while self._kept:
-            self.__dict__.pop(self._kept.pop(), None)
-
     def _quick(self, entry: Entry) -> Callable[..., Any] | None:
-        """The call as one function with everything looked up beforehand.
-
-        That is for numbers that the platform's registers carry. None: `call` does it.
-        """
-        if (
-            not entry.vector
-            or not self.in_registers(entry)
-            or self.choose(True) is not Transport.HYPERCALL
-            or not _PLAIN.issuperset(entry.result_types)
-            or not _PLAIN.issuperset(entry.parameter_types)
-            or len(entry.result_types) > 1
-        ):
+        """See `Calls`: for numbers, which registers carry, or a frame that is mapped."""
+        if not entry.vector or not is_plain(entry):
             return None
-        hypercall = self.function.door.hypercall
-        instruction, selector, vector = self.place.instruction, self.place.selector, entry.vector
-        name, count, answers = entry.name, len(entry.parameter_types), bool(entry.result_types)
+        if self.choose(self.in_registers(entry)) is Transport.HYPERCALL:
+            return by_registers(self, entry) if self.in_registers(entry) else None
+        if self.function.door.apart and self.watching is not None and self.frames[0].is_mapped:
+            return by_frame(self, entry)
+        return None
 
-        def run(*arguments: int) -> int | None:
-            if len(arguments) == count:
-                slots = tuple([argument & MAX_U64 for argument in arguments])
-                status, results = hypercall(instruction, selector, vector, slots)
-                if not status:
-                    return results[0] if answers else None
-                if status != _REVOKED:
-                    raise _error(entry, status, results[0] if results else 0)
-            return self.call(name, *arguments)  # type: ignore[no-any-return]
+    def settle(self, frame: Frame, entry: Entry) -> Any:
+        """Wait for the answer in a frame that was submitted, and give the frame back.
 
-        return run
+        Raises as `call` does.
+        """
+        try:
+            fence()  # The host may have stopped watching just before it could see the frame.
+            if frame.state == _READY and not self.watched:
+                self.ring(frame.index, self.choose(False))
+            self.wait(frame)
+            status, code, results = frame.reply()
+            if status:
+                raise error_of(entry, status, code)
+            return unmarshal(entry, results, frame.read_payload)
+        finally:
+            self._give_frame(frame)
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Make a call by name.
 
         Raises the CallError of its status, `Revoked` also while the call has no vector; NoAnswer;
-        KeyError where the device has no such call; TypeError.
+        NotFound where the device has no such call; TypeError and ValueError for arguments that
+        cannot be.
         """
-        entry = self.calls[name]
+        entry = self._entry(name)
         for _ in range(_LOOKUPS):
             if entry.vector:
                 try:
@@ -249,7 +197,7 @@ class GateDevice:
             if not self.relookup:
                 break
             self.refresh()
-            stale, entry = entry, self.calls[name]
+            stale, entry = entry, self._entry(name)
             if not entry.vector:
                 break
             if entry.signature != stale.signature:
@@ -257,23 +205,30 @@ class GateDevice:
         raise errors.Revoked(f"{entry.text}: the host has not bound it, or keeps binding it anew")
 
     def _call(self, entry: Entry, arguments: tuple[Any, ...]) -> Any:
-        if len(arguments) != len(entry.parameter_types):
-            raise TypeError(
-                f"{entry.text} takes {len(entry.parameter_types)} arguments, not {len(arguments)}"
-            )
         copies: list[tuple[DmaMemory, memoryview, str]] = []
+
+        def place(kind: str, slot: int, argument: Any) -> tuple[int, int]:
+            if not isinstance(argument, DmaMemory):
+                argument = self._copy(kind, memoryview(argument).cast("B"), copies)
+            return argument.gpa, argument.length
+
         frame = None
         try:
-            slots, payload = self._marshal(entry, arguments, copies)
+            slots, payload = marshal(entry, arguments, place)
             registers = self.in_registers(entry)
             transport = self.choose(registers)
             if transport is not Transport.HYPERCALL or not registers:
                 frame = self._take_frame()
-            reply = self.invoke(entry.vector, slots, payload, frame=frame, transport=transport)
-            values = _values(entry, reply, frame)
+            status, code, results = self.invoke(
+                entry.vector, slots, payload, frame=frame, transport=transport
+            )
+            if status:
+                raise error_of(entry, status, code)
+            value = unmarshal(entry, results, frame.read_payload if frame else _no_payload)
             for memory, view, kind in copies:
                 if kind != "in":
                     view[:] = self.function.door.load(memory.gpa, memory.length)
+            return value
         except BaseException as error:
             if not isinstance(error, CallError) or isinstance(error, errors.TimedOut):
                 copies.clear()  # The device may still write to them.
@@ -282,32 +237,6 @@ class GateDevice:
             if frame is not None:
                 self._give_frame(frame)
             self._give_buffers(copies)
-        if len(entry.result_types) == 1:
-            return values[0]
-        return values if entry.result_types else None
-
-    def _marshal(
-        self,
-        entry: Entry,
-        arguments: tuple[Any, ...],
-        copies: list[tuple[DmaMemory, memoryview, str]],
-    ) -> tuple[tuple[int, ...], bytes]:
-        """Slots and payload; what was copied to DMA memory is added to `copies`."""
-        slots: list[int] = []
-        payload = bytearray()
-        for kind, argument in zip(entry.parameter_types, arguments, strict=True):
-            if kind == "bytes":
-                payload += bytes(-len(payload) % PAYLOAD_ALIGN)
-                slots.append(len(argument) << 32 | len(payload))
-                payload += argument
-            elif kind in _BUFFERS:
-                buffer = argument
-                if not isinstance(argument, DmaMemory):
-                    buffer = self._copy(kind, memoryview(argument).cast("B"), copies)
-                slots += (buffer.gpa, buffer.length)
-            else:
-                slots.append(argument & MAX_U64)
-        return tuple(slots), bytes(payload)
 
     # --- buffers ---------------------------------------------------------------------------------
 
@@ -337,22 +266,22 @@ class GateDevice:
 
     def _take_frame(self) -> Frame:
         with self._lock:
-            if not self._free:
+            if not self.free:
                 # Those that the host still had when their caller gave up.
-                self._free = [each for each in self._lost if each.state in (_FREE, _DONE)]
-                self._lost = [each for each in self._lost if each not in self._free]
-            if not self._free:
+                self.free += [each for each in self._lost if each.state in (_FREE, _DONE)]
+                self._lost = [each for each in self._lost if each not in self.free]
+            if not self.free:
                 raise errors.Busy(
                     f"{self.name} has {len(self.frames)} frames, and as many callers at once"
                 )
-            return self._free.pop()
+            return self.free.pop()
 
     def _give_frame(self, frame: Frame) -> None:
         # A frame that the host still has may yet be written to.
         settled = frame.state not in (_READY, _RUNNING)
         with self._lock:
             if self.frames[frame.index] is frame:
-                (self._free if settled else self._lost).append(frame)
+                (self.free if settled else self._lost).append(frame)
 
     # --- one call in the raw, for tests too -------------------------------------------------------
 
@@ -366,7 +295,7 @@ class GateDevice:
         """The cheapest transport that is offered for a call that fits `registers`, or does not."""
         if self._transport is not None:
             return self._transport
-        offered = self.place.transports
+        offered = self.transports
         for transport in _PREFERENCE:
             if not offered & transport:
                 continue
@@ -382,10 +311,9 @@ class GateDevice:
         """Whether the host looks at the frames by itself at this moment (docs/abi.md, 6.4)."""
         if not self.features & Feature.POLLED:
             return False
-        at = HEADER.offset("watching")
-        if self._header is not None:
-            return self._header[at] == 1
-        return self.function.door.read(self.base + at, 4) == 1
+        if self.watching is not None:
+            return self.watching[0] == 1
+        return self.function.door.read(self.base + _WATCHING, 4) == 1
 
     def invoke(
         self,
@@ -471,68 +399,9 @@ class GateDevice:
             state = frame.state
 
 
-def _values(entry: Entry, reply: Reply, frame: Frame | None) -> tuple[Any, ...]:
-    """What the call returned. Raises the error of its status."""
-    status, code, results = reply
-    if status:
-        raise _error(entry, status, code)
-    if len(results) < len(entry.result_types):
-        raise errors.CallgateError(
-            f"{entry.text} must answer {len(entry.result_types)} result slots, not {len(results)}"
-        )
-    return tuple(
-        _value(kind, slot, frame) for kind, slot in zip(entry.result_types, results, strict=False)
-    )
-
-
-def _value(kind: str, slot: int, frame: Frame | None) -> int | bool | bytes:
-    if kind == "bytes":
-        assert frame is not None
-        return frame.read_payload(slot & ONES, slot >> 32)
-    if kind == "bool":
-        return slot == 1
-    return slot - (1 << 64) if kind.startswith("i") and slot >> 63 else slot
-
-
-def _error(entry: Entry, status: int, code: int) -> Exception:
-    if status == Status.DEVICE_ERROR:
-        return DeviceError(code)
-    kind = _ERRORS.get(status)
-    if kind is None:
-        return errors.CallgateError(f"{entry.text} answered the unknown status {status}")
-    return kind(f"{entry.text}: {Status(status).text}")
+def _no_payload(offset: int, length: int) -> bytes:
+    raise AssertionError  # What has a payload travels in a frame.
 
 
 def _names(transports: Transport) -> str:
     return ", ".join(str(each.name).lower() for each in Transport if each & transports)
-
-
-def devices(door: Door) -> Iterator[PciFunction]:
-    """All PCI functions that answer."""
-    for address in door.functions():
-        yield PciFunction(door, address)
-
-
-def open_device(name: str, door: Door, **options: Any) -> GateDevice:
-    """The first device with a gate whose name is `name`; options as for GateDevice.
-
-    Raises LookupError, naming what there is.
-    """
-    seen = []
-    for function in devices(door):
-        try:
-            place = find_gate(function)
-            if place is None:
-                continue
-            function.enable(master=False)
-            found = read_directory(function, place).name
-        except LookupError as error:  # The next one may be sound.
-            seen.append(str(error))
-            continue
-        if found == name:
-            return GateDevice(function, place, **options)
-        seen.append(found)
-    raise LookupError(
-        f"a device named {name!r} must be on the bus; those with a gate are: "
-        f"{', '.join(seen) or 'none'}"
-    )

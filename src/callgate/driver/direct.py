@@ -2,7 +2,7 @@
 """A door into a machine in this process: no processor, accesses go to the bus as they are.
 
 It is what the loopback backend offers, and works beside any other in-process machine that is not
-running.
+running. A machine has one (`Machine.door`), since memory for DMA is handed out by it.
 """
 
 from __future__ import annotations
@@ -10,22 +10,42 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from callgate.driver.door import DmaMemory
 from callgate.driver.pci import answering
 from callgate.errors import DmaError
-from callgate.gate.abi import MAX_REGISTER_VALUES, Instruction, Status, round_up
+from callgate.gate.abi import MAX_REGISTER_VALUES, Instruction, Status, Transport, round_up
 
 if TYPE_CHECKING:
     from callgate.machine import Machine
 
 _ALIGN = 64
+_numbers = count()
+_here: WeakValueDictionary[int, Machine] = WeakValueDictionary()
+
+
+def announce(machine: Machine) -> Callable[[], object]:
+    """Let `machines` list a machine whose drivers are in this process; what is returned ends it."""
+    number = next(_numbers)
+    _here[number] = machine
+    return partial(_here.pop, number, None)
+
+
+def machines() -> list[Machine]:
+    """Machines without a processor that are open in this process, in the order of their making."""
+    return [machine for _, machine in sorted(_here.items())]
 
 
 class DirectDoor:
     """Driver's accesses straight to a machine's bus, memory and vectors. From any thread."""
+
+    apart = False
+    transports = ~Transport(0)
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
@@ -95,6 +115,9 @@ class DirectDoor:
     def store(self, gpa: int, data: bytes) -> None:
         """See `Door`."""
         self._memory.write(gpa, data)
+
+    def interrupt(self, function: int, index: int) -> None:
+        """See `Door`: all are messages."""
 
     def pause(self, seconds: float) -> None:
         """See `Door`: run the timers that are due, and sleep if none was."""

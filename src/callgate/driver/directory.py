@@ -13,6 +13,7 @@ from uuid import UUID
 
 from callgate.call import signature_hash
 from callgate.driver.pci import CAP_VENDOR, PciFunction
+from callgate.errors import NotAGate
 from callgate.gate.abi import (
     CAPABILITY,
     CAPABILITY_SIGNATURE,
@@ -28,13 +29,10 @@ from callgate.gate.abi import (
     Instruction,
     Transport,
 )
+from callgate.gate.fence import WEAK
 
 _TRIES = 1000
 _TEXT = re.compile(r"(\w+)\(([a-z0-9,]*)\)->(?:\(([a-z0-9,]*)\)|([a-z0-9]+))")
-
-
-class NotAGate(LookupError):
-    """What was read is no gate that a driver of this version can use."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,7 @@ class Entry:
 
     name: str
     vector: int
+    """0 while the call is not bound; else 1 through the kernel's module, which tells no vectors."""
     arguments: int
     results: int
     flags: CallFlag
@@ -128,7 +127,7 @@ def read_directory(function: PciFunction, place: GatePlace) -> Directory:
         if offset + length > place.doorbell:
             raise NotAGate(f"{function}: the gate's directory must lie inside the gate")
         mapped = function.door.map(base + offset, length)
-        if mapped is not None:
+        if mapped is not None and not WEAK:  # Where arm64 maps a device's, words alone are read.
             return bytes(mapped)
         first, end = offset & ~7, offset + length
         words = (function.door.read(base + at, 8) for at in range(first, end, 8))
@@ -184,24 +183,41 @@ def _check(header: dict[str, Any], place: GatePlace, function: PciFunction) -> N
 def _entry(raw: dict[str, Any], header: dict[str, Any], texts: bytes) -> Entry:
     start = raw["text_offset"] - header["text_offset"]
     text = texts[start : start + raw["text_length"]].decode(errors="replace") if start >= 0 else ""
-    parameters: tuple[str, ...] = ("u64",) * raw["arguments"]
-    results: tuple[str, ...] = ("u64",) * raw["results"]
-    match = _TEXT.fullmatch(text)
-    if match is not None and signature_hash(text) == raw["signature"]:
-        parameters = tuple(filter(None, match[2].split(",")))
-        results = tuple(filter(None, (match[3] or match[4] or "").split(",")))
-    if max(raw["arguments"], raw["results"]) > MAX_VALUES:
+    numbers = {key: raw[key] for key in ("vector", "arguments", "results", "flags", "signature")}
+    return entry_of(_name(raw["name"]), text, **numbers)
+
+
+def entry_of(
+    name: str,
+    text: str,
+    *,
+    vector: int,
+    arguments: int,
+    results: int,
+    flags: int,
+    signature: int,
+) -> Entry:
+    """An entry with its values' types, which are those of the text if it is the one that was
+    signed. Raises NotAGate for more slots than a call can have.
+    """
+    if max(arguments, results) > MAX_VALUES:
         raise NotAGate(f"a call of the directory must have at most {MAX_VALUES} slots")
+    parameter_types: tuple[str, ...] = ("u64",) * arguments
+    result_types: tuple[str, ...] = ("u64",) * results
+    match = _TEXT.fullmatch(text)
+    if match is not None and signature_hash(text) == signature:
+        parameter_types = tuple(filter(None, match[2].split(",")))
+        result_types = tuple(filter(None, (match[3] or match[4] or "").split(",")))
     return Entry(
-        name=_name(raw["name"]),
-        vector=raw["vector"],
-        arguments=raw["arguments"],
-        results=raw["results"],
-        flags=CallFlag(raw["flags"] & 0x1F),
-        signature=raw["signature"],
+        name=name,
+        vector=vector,
+        arguments=arguments,
+        results=results,
+        flags=CallFlag(flags & 0x1F),
+        signature=signature,
         text=text,
-        parameter_types=parameters,
-        result_types=results,
+        parameter_types=parameter_types,
+        result_types=result_types,
     )
 
 

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from callgate.gate.abi import Instruction
+from callgate.gate.abi import Instruction, Transport
+
+if TYPE_CHECKING:
+    from callgate.driver.pci import Interrupt
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,19 @@ class Door(Protocol):
     """A driver's access to its machine."""
 
     @property
+    def apart(self) -> bool:
+        """Whether the device is in another process: to spin does not keep it from answering."""
+
+    @property
+    def transports(self) -> Transport:
+        """What it can do of what the platform offers."""
+
+    @property
     def register_slots(self) -> int:
         """Slots that a hypercall's registers carry: 6, or 3 in 32-bit code."""
 
     def functions(self) -> Iterator[int]:
-        """PCI functions that answer, as bus << 8 | device << 3 | function."""
+        """PCI functions that answer, as domain << 16 | bus << 8 | device << 3 | function."""
 
     def config_read(self, function: int, offset: int, size: int) -> int:
         """Read 1, 2 or 4 bytes of config space."""
@@ -70,6 +81,9 @@ class Door(Protocol):
 
     def store(self, gpa: int, data: bytes) -> None:
         """Write bytes of RAM."""
+
+    def interrupt(self, function: int, index: int) -> Interrupt | None:
+        """Interrupt `index` of a function, where it comes otherwise than as a message to memory."""
 
     def pause(self, seconds: float) -> None:
         """Let the rest of the machine (timers, other processors) go on for up to `seconds`."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 from callgate.driver.door import Door
 from callgate.errors import BadFrame
 from callgate.gate.abi import FRAME, MAX_VALUES, FrameState, Status
+from callgate.gate.fence import WEAK, fence
 
 _READY = int(FrameState.READY)
 _STATUSES = {int(status): status for status in Status}
@@ -21,19 +22,41 @@ def known(status: int) -> int:
     return _STATUSES.get(status, status)
 
 
+def make_ready(quads: memoryview, words: memoryview, vector: int) -> None:
+    """Store READY, behind all that was stored before."""
+    if not WEAK:
+        quads[0] = _READY | vector << 32
+        return
+    # Where Python stores byte by byte, one changes in a state.
+    words[1] = vector
+    fence()
+    words[0] = _READY
+
+
 class Frame:
-    """One frame of `size` bytes at `base`. Whoever holds it has it alone."""
+    """One frame of `size` bytes at `base`. Whoever holds it has it alone.
+
+    Where it is mapped, `quads` and `words` are its memory, as numbers of 64 and of 32 bits.
+    """
 
     def __init__(self, door: Door, index: int, base: int, size: int) -> None:
         self.index = index
         self.base = base
         self.payload_size = size - FRAME.size
         self._door = door
-        self._quads: memoryview | None = None
+        self._quads: memoryview[int] | None = None
         mapped = door.map(base, size)
         if mapped is not None:
             self._bytes = mapped
-            self._quads = mapped.cast("Q")
+            self._quads = self.quads = mapped.cast("Q")
+            self.words = mapped.cast("I")
+        # A copy in the C library's way is not for what arm64 maps as a device's.
+        self._in_bulk = mapped is not None and not WEAK
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether it is memory of this process: then `quads` and `words` are there."""
+        return self._quads is not None
 
     @property
     def state(self) -> int:
@@ -56,7 +79,7 @@ class Frame:
                 at += 1
             quads[1] = head
             quads[2] = 0
-            quads[0] = _READY | vector << 32
+            make_ready(quads, self.words, vector)
             return
         write, base = self._door.write, self.base
         for number, slot in enumerate(slots, _VALUES):
@@ -69,6 +92,8 @@ class Frame:
 
     def reply(self) -> Reply:
         """What a frame that is DONE says."""
+        if WEAK:
+            fence()
         answer = self.read_quad(1)
         status = known(answer >> 32)
         count = min(answer >> 24 & 0xFF, MAX_VALUES)
@@ -93,7 +118,7 @@ class Frame:
         if offset + length > self.payload_size:
             raise BadFrame("the device's answer must lie inside the frame's payload")
         start = FRAME.size + offset
-        if self._quads is not None:
+        if self._in_bulk:
             return bytes(self._bytes[start : start + length])
         first, end = start // 8, -(-(start + length) // 8)
         words = b"".join(self.read_quad(n).to_bytes(8, "little") for n in range(first, end))
@@ -103,7 +128,7 @@ class Frame:
         """Store `data` at the payload's start. Raises BadFrame if it does not fit."""
         if len(data) > self.payload_size:
             raise BadFrame(f"a payload must be at most {self.payload_size} bytes long")
-        if self._quads is not None:
+        if self._in_bulk:
             self._bytes[FRAME.size : FRAME.size + len(data)] = data
             return
         # The rest of the last word is payload too: frames are multiples of 8 bytes.

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""`callgate/abi.h` and the tables of `docs/abi.md`, out of `callgate.gate.abi`.
+"""`callgate/abi.h`, Linux' `callgate_abi.h` and the tables of `docs/abi.md`, out of
+`callgate.gate.abi`.
 
-`python -m callgate.generate.abi` says whether both files are in step, `--update` writes them:
+`python -m callgate.generate.abi` says whether the files are in step, `--update` writes them:
 a header wholly, in a Markdown file what stands between `<!-- abi: NAME -->` and `<!-- end -->`.
 """
 
@@ -17,9 +18,13 @@ from typing import TypeAlias
 
 from callgate.gate import abi
 from callgate.gate.abi import Layout, Member
-from callgate.generate.names import snake
+from callgate.spec import snake
 
-FILES = (Path("docs/abi.md"), Path("guest/include/callgate/abi.h"))
+FILES = (
+    Path("docs/abi.md"),
+    Path("guest/include/callgate/abi.h"),
+    Path("guest/linux/include/uapi/linux/callgate_abi.h"),
+)
 """What `--update` writes, from the repository's root."""
 
 Codes: TypeAlias = type[enum.IntEnum] | type[enum.IntFlag]
@@ -85,6 +90,25 @@ def header() -> str:
     return "\n\n".join(parts)
 
 
+def linux_header() -> str:
+    """Text of Linux' `callgate_abi.h`: the types of <linux/types.h>, which sparse checks."""
+    parts = [
+        "/* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note */\n"
+        "/* The callgate call ABI (docs/abi.md).\n"
+        " * Generated from src/callgate/gate/abi.py: python -m callgate.generate.abi --update\n"
+        " */\n"
+        "#ifndef _UAPI_LINUX_CALLGATE_ABI_H\n"
+        "#define _UAPI_LINUX_CALLGATE_ABI_H\n"
+        "\n"
+        "#include <linux/types.h>",
+        "\n".join(_defines()),
+        *(_enum(kind, doc) for kind, doc in _ENUMS),
+        *("\n".join(_plain_struct(layout, _linux_type)) for layout in abi.LAYOUTS),
+        "#endif /* _UAPI_LINUX_CALLGATE_ABI_H */\n",
+    ]
+    return "\n\n".join(parts)
+
+
 def fill(text: str) -> str:
     """`text`, a Markdown page, with every marked block written anew.
 
@@ -111,12 +135,15 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status: 1 if a file is not in step and was not updated."""
     parser = argparse.ArgumentParser(prog="python -m callgate.generate.abi", description=__doc__)
     parser.add_argument("--update", action="store_true", help="write what is not in step")
-    parser.add_argument("files", nargs="*", type=Path, help="docs/abi.md and callgate/abi.h")
+    parser.add_argument("files", nargs="*", type=Path, help="docs/abi.md and the headers")
     options = parser.parse_args(arguments)
     status = 0
     for path in options.files or FILES:
         text = path.read_text("utf-8") if path.exists() else ""
-        expected = header() if path.suffix == ".h" else fill(text)
+        if path.suffix == ".h":
+            expected = linux_header() if path.name == "callgate_abi.h" else header()
+        else:
+            expected = fill(text)
         if text == expected:
             continue
         if options.update:
@@ -173,26 +200,37 @@ def _enum(kind: Codes, doc: str) -> str:
     return "\n".join([*lines, "};"])
 
 
-def _declaration(member: Member) -> str:
-    base = "char" if member.type == "char" else f"uint{member.type[1:]}_t"
+def _standard_type(member: Member) -> str:
+    return "char" if member.type == "char" else f"uint{member.type[1:]}_t"
+
+
+def _linux_type(member: Member) -> str:
+    plain = {"char": "char", "u8": "__u8"}
+    return plain.get(member.type, f"__le{member.type[1:]}")
+
+
+def _declaration(member: Member, type_of: Callable[[Member], str]) -> str:
+    base = type_of(member)
     array = f"[{member.count}]" if member.count > 1 else ""
     return f"{base} {member.name}{array};"
 
 
-def _struct(layout: Layout) -> str:
+def _plain_struct(layout: Layout, type_of: Callable[[Member], str]) -> list[str]:
     rows = [
-        (_declaration(member), f"{member.offset:#04x} {member.doc}") for member in layout.members
+        (_declaration(member, type_of), f"{member.offset:#04x} {member.doc}")
+        for member in layout.members
     ]
+    return [*_comment(layout.doc), f"struct {layout.name} {{", *_columns(rows), "};"]
+
+
+def _struct(layout: Layout) -> str:
     checks = [
         f"CALLGATE_AT({layout.name}, {member.name}, {member.offset:#04x});"
         for member in layout.members
     ]
     return "\n".join(
         [
-            *_comment(layout.doc),
-            f"struct {layout.name} {{",
-            *_columns(rows),
-            "};",
+            *_plain_struct(layout, _standard_type),
             f'_Static_assert(sizeof(struct {layout.name}) == {layout.size:#x}, "{layout.name}");',
             *checks,
         ]

@@ -5,8 +5,9 @@ import inspect
 from collections.abc import Iterable, Iterator
 
 from callgate.call import Call, Scalar
-from callgate.device import Device, DeviceSpec
+from callgate.device import Device
 from callgate.register import Register
+from callgate.spec import DeviceSpec
 
 
 def reference(device: type[Device]) -> str:
@@ -25,7 +26,7 @@ def reference(device: type[Device]) -> str:
         parts += ["## Registers", _table(columns, _registers(spec))]
     if spec.interrupts:
         rows = ((str(one.index), f"`{one.name}`", one.doc) for one in spec.interrupts)
-        parts += ["## Interrupts", _table(["MSI-X entry", "name", ""], rows)]
+        parts += ["## Interrupts", f"By {spec.interrupts_by}.", _table(["index", "name", ""], rows)]
     if spec.calls:
         parts.append("## Calls")
         parts += [part for call in spec.calls for part in _call(call)]
@@ -64,8 +65,8 @@ def _registers(spec: DeviceSpec) -> Iterator[tuple[str, ...]]:
 def _fields(register: Register) -> Iterator[tuple[str, ...]]:
     for field in register.fields:
         bits = f"{field.low}" if field.low == field.high else f"{field.low}-{field.high}"
-        reset = (register.reset & field.mask) >> field.low
-        yield "", "", f"`.{field.name}`", f"[{bits}]", field.access, f"{reset:#x}", field.doc
+        place = "", "", f"`.{field.name}`"
+        yield *place, f"[{bits}]", field.access, f"{field.reset:#x}", field.doc
 
 
 def _call(call: Call) -> Iterator[str]:
