@@ -35,8 +35,11 @@ from callgate.errors import (
     DmaError,
     GuestError,
     LoadError,
+    PlugError,
+    Stopped,
+    VectorError,
 )
-from callgate.interrupt import Interrupt
+from callgate.interrupt import Interrupt, Interrupts
 from callgate.register import Bar, Field, Register
 
 if TYPE_CHECKING:
@@ -62,10 +65,14 @@ __all__ = [
     "Field",
     "GuestError",
     "Interrupt",
+    "Interrupts",
     "LoadError",
     "Machine",
+    "PlugError",
     "Register",
+    "Stopped",
     "Timer",
+    "VectorError",
     "call",
     "i8",
     "i16",

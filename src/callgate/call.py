@@ -14,13 +14,13 @@ import enum
 import hashlib
 import inspect
 import operator
-import sys
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar, overload
 
-from callgate.errors import DeclarationError, DmaError
+from callgate.declaration import Declaration, is_ordinary, verify_switches
+from callgate.errors import DeclarationError, DmaError, NoView
 from callgate.gate.abi import (
     FRAME,
     MAX_REGISTER_VALUES,
@@ -31,6 +31,7 @@ from callgate.gate.abi import (
     Status,
     round_up,
 )
+from callgate.report import ResultMisfit
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -101,30 +102,52 @@ class Buffer:
     """A range of guest memory that a call got as an argument; it was checked when the call began.
 
     `gpa` and `len(buffer)` are the guest's. `view` is the guest's memory itself, without a copy:
-    read-only for direction `in`. It is valid while the handler runs.
+    read-only for direction `in`. It is valid while the handler runs. Where the VMM does not share
+    its memory, it is a copy, which is written back when the handler returns.
     """
 
-    __slots__ = ("_memory", "direction", "gpa", "length")
+    __slots__ = ("_copy", "_memory", "direction", "gpa", "length")
 
     def __init__(self, memory: Memory, gpa: int, length: int, direction: Direction) -> None:
         self._memory = memory
         self.gpa = gpa
         self.length = length
         self.direction = direction
+        self._copy: bytearray | None = None
 
     def __len__(self) -> int:
         return self.length
 
     @property
     def view(self) -> memoryview:
-        """The guest's bytes, zero-copy. Raises DmaError when the guest's memory map has changed."""
+        """The guest's bytes. Raises DmaError when the guest's memory map has changed."""
         write = self.direction is not Direction.IN
-        return self._memory.map(self.gpa, self.length, write=write)
+        try:
+            return self._memory.map(self.gpa, self.length, write=write)
+        except NoView:
+            if self._copy is None:
+                self._copy = bytearray(self._memory.read(self.gpa, self.length))
+            view = memoryview(self._copy)
+            return view if write else view.toreadonly()
+
+    def put_back(self) -> None:
+        """Write a copy back, if there is one: the handler has returned. Raises DmaError."""
+        if self._copy is not None:
+            self._memory.write(self.gpa, self._copy)
 
     def array(self, dtype: DTypeLike = "u1") -> NDArray[Any]:
-        """The same bytes as a NumPy array of `dtype`, zero-copy (needs the extra `numpy`)."""
-        import numpy
+        """The same bytes as a NumPy array of `dtype`, zero-copy (needs the extra `numpy`).
 
+        Raises ModuleNotFoundError without it, else as `view` does.
+        """
+        try:
+            import numpy
+        except ModuleNotFoundError as error:
+            if error.name != "numpy":
+                raise
+            raise ModuleNotFoundError(
+                'Buffer.array needs NumPy: pip install "callgate[numpy]"', name="numpy"
+            ) from None
         return numpy.frombuffer(self.view, dtype)
 
 
@@ -198,19 +221,21 @@ class Parameter:
     type: Type
 
 
-class Call:
+class Call(Declaration):
     """What `@call` makes of a method. `device.add(2, 40)` in Python still calls the method itself.
 
     After the class is defined: `parameters`, `results`, `text` (the signature text), `hash`,
-    `flags`, `arguments` and `result_slots` (slot counts).
+    `flags`, `arguments` and `result_slots` (slot counts). `attribute` is the method's name, `name`
+    what the guest sees.
     """
 
+    noun = "a call"
+
     def __init__(self, function: Callable[..., Any], *, one_way: bool, name: str | None) -> None:
+        super().__init__()
         self.function = function
-        self.owner: type | None = None
-        """The class whose body declares it."""
-        self.attribute = function.__name__
-        self.name = function.__name__ if name is None else name
+        self.attribute = getattr(function, "__name__", "")
+        self.name = self.attribute if name is None else name
         self.one_way = one_way
         self.doc = inspect.getdoc(function) or ""
         self.parameters: tuple[Parameter, ...] = ()
@@ -237,23 +262,17 @@ class Call:
         assert self.owner is not None
         where = f"{self.owner.__name__}.{self.attribute}"
         name, function = self.name, self.function
+        if not is_ordinary(function):
+            raise DeclarationError(
+                f"{where} must be an ordinary method to be a call: written with def, neither "
+                "async, a generator, static nor a property"
+            )
         if not isinstance(name, str) or not name.isidentifier() or len(name.encode()) > NAME_LENGTH:
             raise DeclarationError(
                 f"{where}: the call's name must be an identifier of at most {NAME_LENGTH} bytes, "
                 f"not {name!r}"
             )
-        if not inspect.isfunction(function) or any(
-            unfit(function)
-            for unfit in (
-                inspect.iscoroutinefunction,
-                inspect.isgeneratorfunction,
-                inspect.isasyncgenfunction,
-            )
-        ):
-            raise DeclarationError(
-                f"{where} must be an ordinary method to be a call: written with def, neither async "
-                "nor a generator nor static"
-            )
+        verify_switches(where, one_way=self.one_way)
         try:
             hints = typing.get_type_hints(
                 function, localns=dict(vars(self.owner)), include_extras=True
@@ -274,12 +293,21 @@ class Call:
         for parameter in parameters[1:]:
             if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
                 raise DeclarationError(f"{where}: {parameter} must be an ordinary parameter")
+            if parameter.default is not parameter.empty:
+                raise DeclarationError(
+                    f"{where}: parameter {parameter.name} must have no default value: a guest "
+                    "gives every argument"
+                )
             annotation = hints.get(parameter.name)
             spot = f"{where}: parameter {parameter.name}"
             declared.append(Parameter(parameter.name, _type_of(annotation, spot)))
         self.parameters = tuple(declared)
-        self.results = tuple(self._result_types(hints.get("return", None), where))
-        self.several = typing.get_origin(hints.get("return", None)) is tuple
+        if "return" not in hints:
+            raise DeclarationError(
+                f'{where} must say what it returns: write "-> None", or the type of its result'
+            )
+        self.results = tuple(self._result_types(hints["return"], where))
+        self.several = typing.get_origin(hints["return"]) is tuple
         if self.one_way and self.results:
             raise DeclarationError(f"{where} must return None, since it is declared one_way")
         for count, what in ((self.arguments, "argument"), (self.result_slots, "result")):
@@ -294,7 +322,13 @@ class Call:
         if annotation is None or annotation is type(None):
             return
         several = typing.get_origin(annotation) is tuple
-        for item in typing.get_args(annotation) if several else (annotation,):
+        items = typing.get_args(annotation) if several else (annotation,)
+        if not items:
+            raise DeclarationError(
+                f"{where} must return None, one value or a tuple of some, and tuple[()] is none "
+                "of these: write -> None"
+            )
+        for item in items:
             kind = _type_of(item, f"{where}: its result")
             if isinstance(kind, BufferType):
                 raise DeclarationError(
@@ -361,20 +395,8 @@ def call(function: Any = None, /, *, one_way: bool = False, name: str | None = N
     """
 
     def declare(function: Callable[..., Any]) -> Call:
-        body = sys._getframe(depth).f_locals
-        if not hasattr(function, "__name__"):
-            raise DeclarationError(
-                f"{body.get('__qualname__', '?')}: @call must stand above a method, "
-                f"not {function!r}"
-            )
-        if isinstance(body.get(function.__name__), Call):
-            raise DeclarationError(
-                f"{body.get('__qualname__', '?')}.{function.__name__} must be declared once: two "
-                "calls have this name, and the second would hide the first"
-            )
         return Call(function, one_way=one_way, name=name)
 
-    depth = 2 if function is not None else 1
     return declare if function is None else declare(function)
 
 
@@ -384,13 +406,9 @@ def call(function: Any = None, /, *, one_way: bool = False, name: str | None = N
 class CallRefused(Exception):
     """What the guest sent does not fit the signature; `status` is the answer."""
 
-    def __init__(self, status: Status, sentence: str) -> None:
-        super().__init__(sentence)
+    def __init__(self, status: Status, sentence: str = "") -> None:
+        super().__init__(sentence or status.text)
         self.status = status
-
-
-class ResultMisfit(Exception):
-    """What the method returned does not fit its own annotation: a bug of the model."""
 
 
 Stub: TypeAlias = Callable[[tuple[int, ...], "memoryview | None"], tuple[Any, ...]]
@@ -479,6 +497,9 @@ def _body(call: Call, device: Device) -> tuple[list[str], list[str], list[str], 
             f"if not isinstance(r, tuple) or len(r) != {len(results)}: misfit(call, r)",
             f"{', '.join(results)}, = r",
         ]
+    for name, parameter in zip(arguments, call.parameters, strict=True):
+        if isinstance(parameter.type, BufferType) and parameter.type.direction is not Direction.IN:
+            lines.append(f"{name}.put_back()")
     for name, result in zip(results, call.results, strict=True):
         lines += _result_lines(name, result)
     return slots, lines, results, scope
@@ -524,8 +545,9 @@ def _misfit(call: Call, value: Any, number: bool = False) -> int:
     shown = repr(value)
     raise ResultMisfit(
         f"{call.name} must return what its annotation says, {call.text.partition('->')[2]}, "
-        f"not {shown if len(shown) < 100 else shown[:100] + '...'}"
-    )
+        f"not {shown if len(shown) < 100 else shown[:100] + '...'}",
+        call.function,
+    ) from None
 
 
 def _take_payload(payload: memoryview | None, slot: int, name: str) -> bytes:
@@ -547,31 +569,28 @@ def _take_buffer(memory: Memory, name: str, gpa: int, length: int, way: Directio
     return Buffer(memory, gpa, length, way)
 
 
-def placing(stub: Stub) -> Stub:
-    """The stub of a call that returns bytes, with slots for all of its results."""
+def placing(call: Call, stub: Stub) -> Stub:
+    """The stub of a call that returns bytes, with slots for all of its results.
 
-    def run(values: tuple[int, ...], payload: memoryview | None) -> tuple[Any, ...]:
-        return place_results(stub(values, payload), payload)
+    It writes the bytes into the payload, and raises ResultMisfit when they do not fit into it.
+    """
+
+    def run(values: tuple[int, ...], payload: memoryview | None) -> tuple[int, ...]:
+        slots = []
+        end = 0
+        room = 0 if payload is None else len(payload)
+        for result in stub(values, payload):
+            if isinstance(result, int):
+                slots.append(result)
+                continue
+            data = memoryview(result).cast("B")
+            if payload is None or end + len(data) > room:
+                raise ResultMisfit(
+                    f"bytes that are returned must fit the payload's {room} bytes", call.function
+                )
+            payload[end : end + len(data)] = data
+            slots.append(len(data) << 32 | end)
+            end = round_up(end + len(data), PAYLOAD_ALIGN)
+        return tuple(slots)
 
     return run
-
-
-def place_results(results: tuple[Any, ...], payload: memoryview | None) -> tuple[int, ...]:
-    """Write the bytes among `results` into the payload and return slots for all of them.
-
-    Raises ResultMisfit when they do not fit into it.
-    """
-    slots = []
-    end = 0
-    for result in results:
-        if isinstance(result, int):
-            slots.append(result)
-            continue
-        data = memoryview(result).cast("B")
-        room = 0 if payload is None else len(payload)
-        if payload is None or end + len(data) > room:
-            raise ResultMisfit(f"bytes that are returned must fit the payload's {room} bytes")
-        payload[end : end + len(data)] = data
-        slots.append(len(data) << 32 | end)
-        end = round_up(end + len(data), PAYLOAD_ALIGN)
-    return tuple(slots)

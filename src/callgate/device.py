@@ -3,29 +3,23 @@
 
 from __future__ import annotations
 
-import copy
-import operator
-import re
 import threading
-import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
+from functools import partial
+from typing import Any, ClassVar, Protocol, TypeVar
 
-from callgate.call import Call
-from callgate.errors import DeclarationError, DmaError
+from callgate.deadline import Deadline, HandlerTimeout, Job
+from callgate.errors import DeclarationError, DmaError, PlugError, VectorError
 from callgate.faults import Faults
-from callgate.gate.abi import FRAME_SIZE, MIN_FRAME_SIZE, NAME_LENGTH
-from callgate.interrupt import Interrupt
-from callgate.register import Bar, Field, Register
+from callgate.gate.abi import FRAME_SIZE
+from callgate.register import Bar, Register
 from callgate.report import Bugs
+from callgate.spec import DeviceSpec, PciCapability, verify
+from callgate.threads import end_all, entry, leave_behind
 
-Declared: TypeAlias = Bar | Register | Field | Interrupt | Call
-D = TypeVar("D", Bar, Register)
-_ABI_NAMESPACE = uuid.UUID("5a0b2f0e-6f6e-5c0c-9d0a-ca11ca7e0001")
-PAGE = 4096
-MAX_INTERRUPTS = 2047
-"""Of a device's own; the last entry of an MSI-X table is the gate's."""
+T = TypeVar("T")
+PATIENCE = 1.0
+"""Seconds that the end of a device waits for code of its model that runs still."""
 
 
 class Memory(Protocol):
@@ -106,40 +100,24 @@ class Plug(Protocol):
     def bar_memory(self, index: int) -> memoryview:
         """The memory of a BAR that was declared with `ram`."""
 
+    @property
+    def msix_enabled(self) -> bool:
+        """Whether the driver has enabled MSI-X, so that interrupts go neither to MSI nor INTx."""
+
     def trigger(self, index: int) -> None:
         """Send interrupt `index`."""
 
     def set_level(self, index: int, level: bool) -> None:
-        """Set the level of interrupt `index`."""
+        """Set the level of interrupt `index`; a message of it that is pending still is withdrawn
+        with the level."""
 
 
-@dataclass(frozen=True)
-class DeviceSpec:
-    """What a Device class declares, verified; everything else derives from this.
+def _read_by_guest(place: Register | Bar) -> str:
+    return f"{place.name}, read by the guest"
 
-    BARs, registers, fields and interrupts are the class's own copies of what its body and its bases
-    declare, since a subclass may give them other hooks, fields and indices than its base has.
-    """
 
-    cls: type[Device]
-    name: str
-    doc: str
-    uuid: uuid.UUID
-    bars: tuple[Bar, ...]
-    registers: tuple[Register, ...]
-    fields: tuple[Field, ...]
-    interrupts: tuple[Interrupt, ...]
-    calls: tuple[Call, ...]
-    whole: dict[tuple[int, int, int], Register] = field(repr=False)
-    """Registers by (BAR index, offset, size in bytes)."""
-    bytes_of: dict[tuple[int, int], Register] = field(repr=False)
-    """The register that covers a byte, by (BAR index, offset)."""
-    hooks: dict[int, Bar] = field(repr=False)
-    """Declared BARs by index."""
-
-    def bar_of(self, register: Register) -> Bar:
-        """The BAR in which a register lies."""
-        return register.bar or self.bars[0]
+def _written_by_guest(place: Register | Bar) -> str:
+    return f"{place.name}, written by the guest"
 
 
 class Device:
@@ -170,7 +148,14 @@ class Device:
     """Frames of the gate: how many vCPUs can call at once, 1 to 1024."""
     frame_size: ClassVar[int] = FRAME_SIZE
     """Bytes of a frame, a power of two of at least 256; its payload has 128 less."""
-    capabilities: ClassVar[tuple[Any, ...]] = ()
+    msix: ClassVar[bool] = True
+    """Whether it has MSI-X: a message for each interrupt, by a table in a BAR of its own."""
+    msi: ClassVar[bool] = False
+    """Whether it has MSI: up to 32 messages, which interrupts share where the driver grants fewer.
+    MSI-X goes before MSI where both are enabled, and either before INTx, which every device has."""
+    msi_masking: ClassVar[bool] = True
+    """Whether MSI has mask and pending bits (per-vector masking)."""
+    capabilities: ClassVar[tuple[PciCapability, ...]] = ()
     """Further PCI capabilities (`callgate.pci.capability`)."""
     parallel: ClassVar[bool] = False
     """Whether calls of several vCPUs may run at once."""
@@ -178,31 +163,35 @@ class Device:
     spec: ClassVar[DeviceSpec]
     """What the class declares, verified."""
 
-    _values: dict[str, int]
+    _register_values: dict[str, int]
     faults: Faults
     """What guests did wrong, counted."""
     bugs: Bugs
     """What the model raised, logged."""
     lock: threading.RLock
     """Held while a call, hook or timer of the device runs; calls of a `parallel` one go without."""
-    _plug: Plug | None
-    _timers: set[_Started]
+    time_limit: Deadline | None
+    """What bounds each piece of the model's code; None: nothing does."""
+    _plugged_into: Plug | None
+    _started_timers: set[_Started]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.spec = _verify(cls)
+        cls.spec = verify(cls, Device)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Device:  # noqa: D102
         if not hasattr(cls, "id"):
             raise DeclarationError(f"{cls.__name__}.id must be given: (vendor, device)")
         self = super().__new__(cls)
-        # Here and not in __init__, which a model overrides without calling ours.
-        self._values = {register.name: register.reset for register in cls.spec.registers}
+        # Here and not in __init__, which a model overrides without calling ours. The names are such
+        # as no model is likely to choose for its own.
+        self._register_values = {register.name: register.reset for register in cls.spec.registers}
         self.faults = Faults(cls.spec.name)
         self.bugs = Bugs()
         self.lock = threading.RLock()
-        self._plug = None
-        self._timers = set()
+        self.time_limit = None
+        self._plugged_into = None
+        self._started_timers = set()
         return self
 
     def __str__(self) -> str:
@@ -223,10 +212,10 @@ class Device:
 
     @property
     def plugged(self) -> Plug:
-        """Where the device is plugged in. Raises RuntimeError when it is nowhere."""
-        if self._plug is None:
-            raise RuntimeError(f"{self.spec.name} must be plugged into a machine first")
-        return self._plug
+        """Where the device is plugged in. Raises PlugError when it is nowhere."""
+        if self._plugged_into is None:
+            raise PlugError(f"{self.spec.name} must be plugged into a machine first")
+        return self._plugged_into
 
     @property
     def memory(self) -> Memory:
@@ -235,10 +224,10 @@ class Device:
 
     @property
     def gate(self) -> GateControl:
-        """Bind, revoke, filter, limit this device's calls. Raises RuntimeError if it has none."""
+        """Bind, revoke, filter, limit this device's calls. Raises VectorError if it has none."""
         gate = self.plugged.gate
         if gate is None:
-            raise RuntimeError(f"{self.spec.name} must declare a @call to have a gate")
+            raise VectorError(f"{self.spec.name} must declare a @call to have a gate")
         return gate
 
     def after(self, seconds: float, callback: Callable[[], None]) -> Timer:
@@ -256,36 +245,51 @@ class Device:
     # --- what the place it is plugged into uses -------------------------------------------------
 
     def plug_in(self, plug: Plug) -> None:
-        """Attach to `plug`; a device is in one place at a time."""
-        if self._plug is not None:
-            raise RuntimeError(f"{self.spec.name} must be unplugged before it is plugged in again")
+        """Attach to `plug`. Raises PlugError: a device is in one place at a time."""
+        if self._plugged_into is not None:
+            raise PlugError(f"{self.spec.name} must be unplugged before it is plugged in again")
         with self.lock:
-            self._plug = plug
+            self._plugged_into = plug
             try:
                 self.attach()
             except BaseException:
                 self._stop_timers()
-                self._plug = None
+                self._plugged_into = None
                 raise
 
+    @entry(lambda scope: (scope["self"], "detach"))
     def unplug(self) -> None:
-        """Detach; timers stop."""
-        with self.lock:
-            try:
-                self.detach()
-            finally:
-                self._stop_timers()
-                self._plug = None
+        """Detach; timers stop. A model whose code does not end is left behind without `detach`."""
+        try:
+            if self.time_limit is not None:
+                _in_time(self, "detach", _detach)
+            elif _take(self):
+                try:
+                    self.detach()
+                finally:
+                    self.lock.release()
+            else:
+                leave_behind(self)
+        except HandlerTimeout as error:
+            self._failed("detach", error)
+            if not error.begun:
+                leave_behind(self)
+        finally:
+            self._stop_timers()
+            self._plugged_into = None
 
+    @entry(lambda scope: (scope["self"], "reset"))
     def do_reset(self) -> None:
         """Stop timers, set registers to their reset values, then tell the model."""
-        with self.lock:
-            self._stop_timers()
-            self._values.update((register.name, register.reset) for register in self.spec.registers)
-            try:
-                self.reset()
-            except Exception as error:
-                self.bugs.report(f"{self.spec.name}.reset", error)
+        try:
+            if self.time_limit is not None:
+                _in_time(self, "reset", _reset)
+                return
+            with self.lock:
+                _reset(self)
+        except Exception as error:
+            _clear(self)  # The model's own part did not begin, or not end.
+            self._failed("reset", error)
 
     def register_read(self, bar: int, offset: int, size: int) -> int:
         """A guest's read of `size` bytes in a declared BAR. Never raises for what the guest did.
@@ -319,16 +323,20 @@ class Device:
             word = value >> (part.offset + low - offset) * 8 & mask
             self._write(part, word << low * 8, mask << low * 8)
 
+    @entry(lambda scope: (scope["self"], _read_by_guest(scope["register"])))
     def _read(self, register: Register) -> int:
         try:
-            if register.read_hook is None:
+            if not register.asked:
                 return register.guest_read(self)
+            if self.time_limit is not None:
+                return _in_time(self, _read_by_guest(register), register.guest_read)
             with self.lock:
                 return register.guest_read(self)
         except Exception as error:
-            self._failed(f"{register.name}, read by the guest", error)
+            self._failed(_read_by_guest(register), error)
             return register.mask
 
+    @entry(lambda scope: (scope["self"], _written_by_guest(scope["register"])))
     def _write(self, register: Register, value: int, mask: int) -> None:
         if register.masks["r"] & mask == mask:
             self.faults.note(
@@ -336,10 +344,14 @@ class Device:
             )
             return
         try:
+            if self.time_limit is not None:
+                write = register.guest_write
+                _in_time(self, _written_by_guest(register), write, value, mask)
+                return
             with self.lock:
                 register.guest_write(self, value, mask)
         except Exception as error:
-            self._failed(f"{register.name}, written by the guest", error)
+            self._failed(_written_by_guest(register), error)
 
     def _parts(self, bar: int, offset: int, size: int) -> list[tuple[Register, int, int]]:
         """The registers under an access, each with its first byte and count. Empty where one is
@@ -367,10 +379,13 @@ class Device:
             )
             return ones
         try:
+            if self.time_limit is not None:
+                read = declared.guest_read
+                return _in_time(self, _read_by_guest(declared), read, offset, size) & ones
             with self.lock:
-                return operator.index(declared.read_hook(self, offset, size)) & ones
+                return declared.guest_read(self, offset, size) & ones
         except Exception as error:
-            self._failed(f"{declared.name}, read by the guest", error, f" at {offset:#x}")
+            self._failed(_read_by_guest(declared), error, f" at {offset:#x}")
             return ones
 
     def _hook_write(self, bar: int, offset: int, size: int, value: int) -> None:
@@ -381,21 +396,26 @@ class Device:
             )
             return
         try:
+            write = declared.write_hook
+            if self.time_limit is not None:
+                _in_time(self, _written_by_guest(declared), write, offset, size, value)
+                return
             with self.lock:
-                declared.write_hook(self, offset, size, value)
+                write(self, offset, size, value)
         except Exception as error:
-            self._failed(f"{declared.name}, written by the guest", error, f" at {offset:#x}")
+            self._failed(_written_by_guest(declared), error, f" at {offset:#x}")
 
     def _failed(self, what: str, error: Exception, at: str = "") -> None:
         """Account for what a hook or a timer raised."""
         if isinstance(error, DmaError):
-            # An address that the guest chose, or bus mastering that it took away: not a bug.
+            # An address that the guest chose, or bus mastering that it took away.
             self.faults.note("dma", f"{what}{at}: {error}")
+            self.bugs.suspect(f"{self.spec.name}.{what}", error, at=at)
         else:
             self.bugs.report(f"{self.spec.name}.{what}", error, at=at)
 
     def _stop_timers(self) -> None:
-        for timer in list(self._timers):
+        for timer in list(self._started_timers):
             timer.cancel()
 
 
@@ -413,244 +433,77 @@ class _Started:
         self._again = again
         self._timer: Timer | None = None
         timers = device.plugged.timers
-        device._timers.add(self)
+        device._started_timers.add(self)
         try:
             self._timer = (timers.every if again else timers.after)(seconds, self._run)
         except BaseException:
-            device._timers.discard(self)
+            device._started_timers.discard(self)
             raise
-        if self not in device._timers:  # It ran already, or another thread reset the device.
+        # It ran already, or another thread reset the device.
+        if self not in device._started_timers:
             self._timer.cancel()
 
     def cancel(self) -> None:
         """See `Timer`."""
-        self._device._timers.discard(self)
+        self._device._started_timers.discard(self)
         if self._timer is not None:
             self._timer.cancel()
 
+    @entry(lambda scope: (scope["self"]._device, "timer"))
     def _run(self) -> None:
         device = self._device
         try:
-            with device.lock:
-                if self in device._timers:
-                    if not self._again:
-                        device._timers.discard(self)
-                    self._callback()
+            if device.time_limit is not None:
+                _in_time(device, "timer", self._fire)
+            else:
+                with device.lock:
+                    self._fire(device)
         except Exception as error:
+            if not self._again:
+                device._started_timers.discard(self)
             device._failed("timer", error)
 
-
-def _snake_case(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-
-
-def _kind(one: Declared) -> str:
-    return "call" if isinstance(one, Call) else type(one).__name__
+    def _fire(self, device: Device) -> None:
+        if self in device._started_timers:
+            if not self._again:
+                device._started_timers.discard(self)
+            self._callback()
 
 
-def _declared(cls: type[Device]) -> list[Declared]:
-    """What the class and its bases declare, bases first; what overrides takes the place."""
-    found: dict[str, Declared] = {}
-    for base in reversed(cls.__mro__):
-        for name, value in vars(base).items():
-            where = f"{base.__name__}.{name}"
-            if isinstance(value, Declared):
-                own = value.attribute if isinstance(value, Call) else value.name
-                if (value.owner, own) != (base, name):
-                    taken = value.owner.__name__ if value.owner else "?"
-                    raise DeclarationError(
-                        f"{where} must be a {_kind(value)} of its own: {taken}.{own} is the same"
-                    )
-                if hasattr(Device, name) or name in Device.__annotations__:
-                    other = "; @call(name=...) says what the guest sees"
-                    raise DeclarationError(
-                        f"{where} must have another name, since every Device has {name!r}"
-                        f"{other if isinstance(value, Call) else ''}"
-                    )
-                found[name] = value
-            elif name in found:
-                if value is not None:
-                    how = ", with @call again," if isinstance(found[name], Call) else ""
-                    raise DeclarationError(
-                        f"{where} must be a {_kind(found[name])}{how} as it is in its base, "
-                        "or None to take it away"
-                    )
-                del found[name]
-    return list(found.values())
+def _in_time(device: Device, what: str, work: Callable[..., T], *arguments: Any) -> T:
+    """Run `work(device, *arguments)`, code of the model, in its turn and its time."""
+    assert device.time_limit is not None
+    return device.time_limit.run(partial(_in_turn, device, what, work, arguments))
 
 
-def _verify(cls: type[Device]) -> DeviceSpec:
-    """Check a class body as a whole; DeclarationError names class, attribute and rule."""
-    owner = cls.__name__
-    _verify_numbers(cls, owner)
-    name = getattr(cls, "name", None) or _snake_case(owner)
-    if not isinstance(name, str) or not name.isidentifier() or len(name.encode()) > NAME_LENGTH:
-        raise DeclarationError(
-            f"{owner}.name must be an identifier of at most {NAME_LENGTH} bytes, not {name!r}"
-        )
-    declared = _declared(cls)
-    bars = [_own(cls, one) for one in declared if isinstance(one, Bar)]
-    registers = [_own(cls, one) for one in declared if isinstance(one, Register)]
-    for register in registers:
-        if register.bar is not None:
-            register.bar = _counterpart(cls, register, "bar", register.bar, bars)
-    fields = _own_fields(cls, declared, registers)
-    for register in registers:
-        register.verify(owner)
-    if registers and not bars:
-        end = max(register.offset + register.size for register in registers)
-        implied = Bar(0, max(PAGE, 1 << (end - 1).bit_length()))
-        implied.name = "registers"
-        bars.append(implied)
-    slots: dict[int, Bar] = {}
-    for bar in bars:
-        bar.verify(owner)
-        for index in (bar.index, bar.index + 1) if bar.width == 64 else (bar.index,):
-            if index in slots:
-                raise DeclarationError(
-                    f"{owner}.{bar.name}: BAR {index} must have one owner, and "
-                    f"{slots[index].name} has it"
-                )
-            slots[index] = bar
-    bars.sort(key=lambda bar: bar.index)
-    whole: dict[tuple[int, int, int], Register] = {}
-    bytes_of: dict[tuple[int, int], Register] = {}
-    for register in registers:
-        bar = register.bar or bars[0]
-        if bar.ram:
-            raise DeclarationError(
-                f"{owner}.{register.name} must not lie in {bar.name}: it is memory"
-            )
-        if register.offset + register.size > bar.size:
-            raise DeclarationError(
-                f"{owner}.{register.name} must end inside the {bar.size:#x} bytes of {bar.name}, "
-                f"not at {register.offset + register.size:#x}"
-            )
-        whole[bar.index, register.offset, register.size] = register
-        for offset in range(register.offset, register.offset + register.size):
-            other = bytes_of.setdefault((bar.index, offset), register)
-            if other is not register:
-                raise DeclarationError(
-                    f"{owner}.{register.name} must not overlap {other.name}: both have byte "
-                    f"{offset:#x} of {bar.name}"
-                )
-    interrupts = [copy.copy(one) for one in declared if isinstance(one, Interrupt)]
-    for index, interrupt in enumerate(interrupts):
-        interrupt.index = index
-    if len(interrupts) > MAX_INTERRUPTS:
-        raise DeclarationError(
-            f"{owner} must declare at most {MAX_INTERRUPTS} interrupts, not {len(interrupts)}"
-        )
-    calls = [one for one in declared if isinstance(one, Call)]
-    names: dict[str, Call] = {}
-    for one in calls:
-        one.resolve()
-        if one.name in names:
-            raise DeclarationError(
-                f"{owner}.{one.attribute}: two calls must not have one name, and "
-                f"{names[one.name].attribute} is called {one.name!r} too"
-            )
-        names[one.name] = one
-    vendor, device = getattr(cls, "id", (0, 0))
-    default = uuid.uuid5(_ABI_NAMESPACE, f"{vendor:04x}:{device:04x} {name}")
+@entry(lambda scope: (scope["device"], scope["what"]))
+def _in_turn(
+    device: Device, what: str, work: Callable[..., T], arguments: tuple[Any, ...], job: Job
+) -> T:
+    job.acquire()
     try:
-        abi = uuid.UUID(cls.abi) if hasattr(cls, "abi") else default
-    except (ValueError, AttributeError, TypeError):
-        raise DeclarationError(f"{owner}.abi must be a UUID's text, not {cls.abi!r}") from None
-    return DeviceSpec(
-        cls=cls,
-        name=name,
-        doc=(cls.__doc__ or "").strip(),
-        uuid=abi,
-        bars=tuple(bars),
-        registers=tuple(registers),
-        fields=fields,
-        interrupts=tuple(interrupts),
-        calls=tuple(calls),
-        whole=whole,
-        bytes_of=bytes_of,
-        hooks={bar.index: bar for bar in bars},
-    )
+        return job.run(work, device, *arguments)
+    finally:
+        job.release()
 
 
-def _own(cls: type[Device], one: D) -> D:
-    """A copy for this class, with the hooks as this class has them."""
-    mine = copy.copy(one)
-    mine.read_hook = _overridden(cls, one.read_hook)
-    mine.write_hook = _overridden(cls, one.write_hook)
-    return mine
+def _take(device: Device) -> bool:
+    """Take the lock; code of the model's that keeps it for long is ended, if it can be."""
+    if device.lock.acquire(timeout=PATIENCE):
+        return True
+    end_all(device)
+    return device.lock.acquire(timeout=PATIENCE)
 
 
-def _overridden(cls: type[Device], hook: Callable[..., Any] | None) -> Callable[..., Any] | None:
-    """The hook, or the method that overrides it in a subclass of where it was given."""
-    if hook is None:
-        return None
-
-    def method(place: object) -> object:
-        return place.function if isinstance(place, Call) else place
-
-    for base in cls.__mro__:
-        if method(vars(base).get(hook.__name__)) is hook:
-            found = method(getattr(cls, hook.__name__))
-            if not callable(found):
-                raise DeclarationError(
-                    f"{cls.__name__}.{hook.__name__} must be a method: it is a hook in "
-                    f"{base.__name__}"
-                )
-            return found
-    return hook
+def _clear(device: Device) -> None:
+    device._stop_timers()
+    device._register_values.update((each.name, each.reset) for each in device.spec.registers)
 
 
-def _counterpart(cls: type[Device], user: Declared, role: str, used: D, own: list[D]) -> D:
-    """The class's own copy of what another declaration refers to."""
-    for base in cls.__mro__:
-        if vars(base).get(used.name) is used:
-            for one in own:
-                if one.name == used.name:
-                    return one
-    raise DeclarationError(
-        f"{cls.__name__}.{user.name}: its {role} must be declared in the class, as an attribute"
-    )
+def _reset(device: Device) -> None:
+    _clear(device)
+    device.reset()
 
 
-def _own_fields(
-    cls: type[Device], declared: list[Declared], registers: list[Register]
-) -> tuple[Field, ...]:
-    """Copies of the fields for this class; each register gets its own."""
-    for register in registers:
-        register.fields = []
-    fields = [copy.copy(one) for one in declared if isinstance(one, Field)]
-    for one in fields:
-        one.register = _counterpart(cls, one, "register", one.register, registers)
-        one.access = one.given or one.register.access
-        one.register.fields.append(one)
-    return tuple(fields)
-
-
-def _verify_numbers(cls: type[Device], owner: str) -> None:
-    def need(attribute: str, value: object, bits: int) -> None:
-        if not isinstance(value, int) or not 0 <= value < 1 << bits:
-            raise DeclarationError(
-                f"{owner}.{attribute} must be a number of {bits} bits, not {value!r}"
-            )
-
-    for attribute in ("id", "subsystem"):
-        pair = getattr(cls, attribute, (0, 0))
-        if not isinstance(pair, tuple) or len(pair) != 2:
-            raise DeclarationError(f"{owner}.{attribute} must be (vendor, device), not {pair!r}")
-        for number in pair:
-            need(attribute, number, 16)
-    if getattr(cls, "id", (0, 0))[0] == 0xFFFF:
-        raise DeclarationError(f"{owner}.id must not have the vendor 0xffff: it means no device")
-    need("class_code", cls.class_code, 24)
-    need("revision", cls.revision, 8)
-    need("version", cls.version, 32)
-    need("frames", cls.frames, 16)
-    need("frame_size", cls.frame_size, 32)
-    if not 1 <= cls.frames <= 1024:
-        raise DeclarationError(f"{owner}.frames must be 1 to 1024, not {cls.frames!r}")
-    size = cls.frame_size
-    if size < MIN_FRAME_SIZE or size & (size - 1) or size > 1 << 20:
-        raise DeclarationError(
-            f"{owner}.frame_size must be a power of two, {MIN_FRAME_SIZE} to 1 MiB, not {size!r}"
-        )
+def _detach(device: Device) -> None:
+    device.detach()

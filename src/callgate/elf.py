@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import io
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,18 @@ class Program:
     arch: str
     entry: int
     segments: tuple[Segment, ...]
-    symbols: tuple[Symbol, ...]
-    """Ascending by address."""
+    image: bytes = field(repr=False)
+    """The whole file."""
+
+    @cached_property
+    def symbols(self) -> tuple[Symbol, ...]:
+        """Ascending by address. Read when asked for, since few runs do; a damaged table is none."""
+        from elftools.elf.elffile import ELFFile
+
+        try:
+            return _symbols(ELFFile(io.BytesIO(self.image)))
+        except Exception:  # pyelftools raises whatever it stumbles over.
+            return ()
 
     def load(self, memory: GuestMemory) -> None:
         """Write the program into RAM. Raises LoadError if it does not fit."""
@@ -122,7 +133,7 @@ def parse_program(data: bytes, path: Path, arch: str | None = None) -> Program:
         )
         if any(len(segment.data) > segment.size for segment in segments):
             raise LoadError(f"{path.name} must not have segments with more bytes than memory")
-        return Program(path, own, file["e_entry"], segments, _symbols(file))
+        return Program(path, own, file["e_entry"], segments, data)
     except LoadError:
         raise
     except Exception as error:  # pyelftools raises whatever it stumbles over in a damaged file.

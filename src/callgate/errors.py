@@ -5,10 +5,18 @@ CallgateError
  +- DeclarationError        a class body is wrong
  +- BackendError            a backend or platform is unknown or lacks something
  +- LoadError               a device file or an ELF file cannot be loaded
+ +- PlugError               a device is plugged in nowhere, or twice
+ +- Stopped                 the caller stopped the machine before its guest ended
+ +- BenchError              something that a bench needs is not there
+ +- NotFound                what a driver looks for is not on the bus, or not in the device
+ |   +- NotAGate             a gate is not one of version 1, or contradicts itself
+ +- NoAnswer                a device did not answer its driver in time
  +- GuestError              the guest stopped in a way that it should not
  |   +- BudgetError         it used up its budget of instructions or time
  +- DmaError                an address range that the guest's memory map does not allow
- +- VectorError             a vector table was asked for what it cannot do
+ |   +- NoMemory            there is none, at least now
+ |   +- NoView              it can be read and written, but not mapped as one piece
+ +- VectorError             a gate was asked for what it cannot do
  |   +- VectorsExhausted    every vector was issued once
  |   +- DrainTimeout        calls are still in flight (.calls)
  +- CallError               a call was not answered with OK (.status)
@@ -39,6 +47,33 @@ class LoadError(CallgateError):
     """A device file or an ELF file cannot be loaded."""
 
 
+class PlugError(CallgateError):
+    """A device is used where it must be plugged in and is not, or is plugged in twice."""
+
+
+class Stopped(CallgateError):
+    """The caller stopped the machine before its guest ended; running it again goes on."""
+
+
+class BenchError(CallgateError):
+    """Something that a bench needs is not there."""
+
+
+class NotFound(CallgateError):
+    """What a driver looks for is not on the bus, or not in the device."""
+
+
+class NotAGate(NotFound):
+    """A gate is not one of version 1 of the call ABI, or what it says contradicts itself."""
+
+
+class NoAnswer(CallgateError):
+    """A frame did not become DONE in time, or the device was reset or has gone.
+
+    The call may have run or not.
+    """
+
+
 class GuestError(CallgateError):
     """The guest stopped in a way that it should not."""
 
@@ -51,8 +86,16 @@ class DmaError(CallgateError):
     """An address range that the guest's memory map does not allow."""
 
 
+class NoMemory(DmaError):
+    """A range that is not, or not any more, all memory."""
+
+
+class NoView(DmaError):
+    """Memory that can be read and written, but has no view: not shared, or not in one piece."""
+
+
 class VectorError(CallgateError):
-    """A vector table was asked for what it cannot do."""
+    """A gate, or its machine's vector table, was asked for what it cannot do."""
 
 
 class VectorsExhausted(VectorError):
@@ -125,7 +168,9 @@ class Busy(CallError):
 
 
 class DeviceError(CallError):
-    """The device refused on purpose; `code` is the device's own number.
+    """The device refused on purpose; `code` is the device's own number, of 64 bits.
+
+    A negative one arrives in two's complement: -5 as 2**64 - 5.
 
     A handler raises it; the driver raises it again on the other side.
     """

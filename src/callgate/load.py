@@ -4,25 +4,27 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
 import sys
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
 from callgate.backends.board import BOARDS
+from callgate.declaration import takes
 from callgate.device import Device
-from callgate.errors import BackendError, CallgateError, LoadError
-
-
-class DeviceFileBug(Exception):
-    """The file itself raised while it was executed; `__cause__` is what it raised."""
+from callgate.errors import BackendError, LoadError
 
 
 def load_device_class(place: str | Path) -> type[Device]:
     """The Device class that a file defines. `FILE:CLASS` chooses where it defines several.
 
+    While the file is executed its folder comes first on `sys.path`, as Python does for a script.
+
     Raises LoadError (a sentence) if there is no such file, class or valid Python, DeclarationError
-    when the class's body is wrong, and DeviceFileBug for any other exception from the file.
+    when the class's body is wrong, and whatever else the file raises.
     """
     text = str(place)
     path, wanted = Path(text), ""
@@ -50,6 +52,31 @@ def load_device_class(place: str | Path) -> type[Device]:
     return next(iter(classes.values()))
 
 
+def load_slot(place: str) -> tuple[type[Device], ...]:
+    """The Device classes of one slot: `FILE`, or `FILE,FILE`, whose functions they are from 0 on.
+
+    Raises as `load_device_class` does.
+    """
+    places = [place] if Path(place).exists() else place.split(",")
+    return tuple(load_device_class(each) for each in places)
+
+
+def make_devices(classes: Iterable[type[Device]]) -> tuple[Device, ...]:
+    """One device of each class, as a command line makes them.
+
+    Raises LoadError if a class needs arguments for that, and whatever else its __init__ raises.
+    """
+    classes = tuple(classes)
+    for cls in classes:
+        for method in (cls.__new__, cls.__init__):
+            if not takes(method, 1):
+                raise LoadError(
+                    f"{cls.__name__} must be made without arguments, as {cls.__name__}(), and its "
+                    f"{method.__name__} is {inspect.signature(method)}: give them default values"
+                )
+    return tuple(cls() for cls in classes)
+
+
 def _execute(path: Path) -> ModuleType:
     name = "callgate_device" + re.sub(r"\W", "_", str(path.resolve().with_suffix("")))
     if path.suffix != ".py" or not path.is_file():
@@ -59,6 +86,8 @@ def _execute(path: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # Annotations are resolved through it.
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
     try:
         spec.loader.exec_module(module)
     except BaseException as error:
@@ -71,9 +100,10 @@ def _execute(path: Path) -> ModuleType:
                 f"{path} must do nothing but define devices when it is imported, and it ended the "
                 'program: put that below `if __name__ == "__main__":`'
             ) from None
-        if isinstance(error, CallgateError) or not isinstance(error, Exception):
-            raise
-        raise DeviceFileBug(str(path)) from error
+        raise
+    finally:
+        with suppress(ValueError):  # Unless the file took it away.
+            sys.path.remove(folder)
     return module
 
 

@@ -13,20 +13,62 @@ map does not allow raises `DmaError`: a hole, a write to ROM, a range that passe
 from __future__ import annotations
 
 import itertools
+import os
+import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from mmap import mmap
 from threading import Lock
 
-from callgate.errors import DmaError
+from callgate.errors import DmaError, NoMemory, NoView
 
 LIMIT = 1 << 64
 """GPAs and the ends of ranges stay at or below this."""
 
 
-def anonymous(size: int) -> mmap:
-    """`size` bytes of zeroed, page-aligned memory that forked processes share: a guest's RAM."""
-    return mmap(-1, size)
+class Pages(mmap):
+    """Zeroed, page-aligned memory of a size that never changes: a guest's RAM, a gate.
+
+    `fd` is the file behind it, which another process can map to share it; -1 on systems that have
+    no memfd. It is closed with the memory's last user.
+    """
+
+    fd: int = -1
+    _close_fd: Callable[[], object] | None = None
+
+    @classmethod
+    def shared(cls, size: int) -> Pages:
+        """Make `size` bytes that have a file."""
+        from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, fcntl
+
+        fd = os.memfd_create("callgate", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(fd, size)
+            # Who else maps it must not be able to shrink it: our next access would be fatal.
+            fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
+            pages = cls(fd, size)
+        except BaseException:
+            os.close(fd)
+            raise
+        pages.fd = fd
+        pages._close_fd = weakref.finalize(pages, os.close, fd)
+        return pages
+
+    def close(self) -> None:
+        """Give the memory back. Raises BufferError while somebody has a view of it."""
+        self.unshare()
+        super().close()
+
+    def unshare(self) -> None:
+        """Close the file. The memory stays, for those who have it."""
+        if self._close_fd is not None:
+            self._close_fd()
+            self.fd = -1
+
+
+def anonymous(size: int) -> Pages:
+    """`size` bytes of new memory that a VMM and forked processes can share."""
+    return Pages.shared(size) if hasattr(os, "memfd_create") else Pages(-1, size)
 
 
 class Slot:
@@ -52,14 +94,24 @@ class Slot:
         return self.gpa + self.length
 
     def read(self, offset: int, length: int) -> bytes:
-        """`length` bytes at `offset` from the slot's start."""
+        """`length` bytes at `offset` from the slot's start. Raises `DmaError` once it is gone."""
         assert self.view is not None
-        return bytes(self.view[offset : offset + length])
+        try:
+            return bytes(self.view[offset : offset + length])
+        except ValueError:
+            raise self.gone() from None
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Store `data` at `offset` from the slot's start."""
+        """Store `data` at `offset` from the slot's start. Raises `DmaError` once it is gone."""
         assert self.view is not None
-        self.view[offset : offset + len(data)] = data
+        try:
+            self.view[offset : offset + len(data)] = data
+        except ValueError:
+            raise self.gone() from None
+
+    def gone(self) -> NoMemory:
+        """What to raise after the slot's view was released, while somebody was about to use it."""
+        return NoMemory(f"{self!r} was taken away meanwhile")
 
     def __repr__(self) -> str:
         kind = "ROM" if self.readonly else "RAM"
@@ -72,6 +124,8 @@ class GuestMemory:
     def __init__(self) -> None:
         self.on_change: list[Callable[[], None]] = []
         """Called after a slot came or went."""
+        self.may_come: Callable[[], bool] = _nothing_comes
+        """Asked after an access that found no memory; True, after a moment: it is tried again."""
         # Replaced as a whole, so that a reader never sees addresses and slots of two moments.
         self._map: tuple[tuple[int, ...], tuple[Slot, ...]] = ((), ())
         self._changing = Lock()
@@ -120,59 +174,92 @@ class GuestMemory:
 
     def read(self, gpa: int, length: int) -> bytes:
         """`length` bytes at `gpa`. Raises `DmaError`."""
-        slot, offset = self._single(gpa, length)
-        if slot is not None:
-            return slot.read(offset, length)
-        return b"".join(
-            part.read(start, count) for part, start, count in self._parts(gpa, length, write=False)
-        )
+        while True:
+            try:
+                slot, offset = self._single(gpa, length)
+                if slot is not None:
+                    return slot.read(offset, length)
+                parts = self._parts(gpa, length, write=False)
+                return b"".join(part.read(start, count) for part, start, count in parts)
+            except NoMemory:
+                if not self.may_come():
+                    raise
 
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
         """Store `data` at `gpa`: all of it, or nothing when it raises `DmaError`."""
         view = memoryview(data).cast("B")
-        slot, offset = self._single(gpa, len(view))
-        if slot is not None and not slot.readonly:
-            slot.write(offset, view)
-            return
-        done = 0
-        for part, start, count in list(self._parts(gpa, len(view), write=True)):
-            part.write(start, view[done : done + count])
-            done += count
+        while True:
+            try:
+                slot, offset = self._single(gpa, len(view))
+                if slot is not None and not slot.readonly:
+                    slot.write(offset, view)
+                    return
+                done = 0
+                for part, start, count in list(self._parts(gpa, len(view), write=True)):
+                    part.write(start, view[done : done + count])
+                    done += count
+                return
+            except NoMemory:
+                if not self.may_come():
+                    raise
 
     def map(self, gpa: int, length: int, *, write: bool = False) -> memoryview:
         """A view of the guest's own bytes, without a copy; read-only unless `write`.
 
-        Raises `DmaError`, also when the range runs over the seam of two slots or when the VMM does
-        not share this memory: `read` and `write` serve both. The guest can change the bytes at any
-        time. A range of 0 bytes is an empty view, wherever it is.
+        Raises `DmaError`; `NoView` when the range runs over the seam of two slots or when the VMM
+        does not share this memory: `read` and `write` serve both. The guest can change the bytes
+        at any time. A range of 0 bytes is an empty view, wherever it is.
         """
-        parts = list(self._parts(gpa, length, write=write))
-        if not parts:
-            return memoryview(bytearray(0))
-        slot, offset, _ = parts[0]
-        if len(parts) > 1:
-            raise DmaError(
-                f"A view must lie in one memory slot; {_range(gpa, length)} runs over {len(parts)}"
-            )
-        if slot.view is None:
-            raise DmaError(f"{slot!r} is not shared with this process: use read and write")
-        view = slot.view[offset : offset + length]
-        return view if write else view.toreadonly()
+        while True:
+            try:
+                return self._view(gpa, length, write)
+            except NoMemory:
+                if not self.may_come():
+                    raise
 
     def scatter(
         self, pieces: Iterable[tuple[int, int]], *, write: bool = False
     ) -> list[memoryview]:
         """`map` for each (GPA, length). Raises `DmaError` if any piece is not allowed."""
-        return [self.map(gpa, length, write=write) for gpa, length in pieces]
+        pieces = list(pieces)
+        while True:
+            try:
+                return [self._view(gpa, length, write) for gpa, length in pieces]
+            except NoMemory:
+                if not self.may_come():
+                    raise
 
     def check(self, gpa: int, length: int, *, write: bool) -> None:
         """Raise `DmaError` unless `read` (or `write`) of this range would succeed."""
-        for _ in self._parts(gpa, length, write=write):
-            pass
+        while True:
+            try:
+                for _ in self._parts(gpa, length, write=write):
+                    pass
+                return
+            except NoMemory:
+                if not self.may_come():
+                    raise
 
     def overlaps(self, gpa: int, length: int) -> bool:
         """Whether any byte of the range is guest memory."""
         return any(slot.gpa < gpa + length and gpa < slot.end for slot in self.slots)
+
+    def _view(self, gpa: int, length: int, write: bool) -> memoryview:
+        slot, offset = self._single(gpa, length)
+        if slot is None or (write and slot.readonly):
+            parts = list(self._parts(gpa, length, write=write))
+            if not parts:
+                return memoryview(bytearray(0))
+            raise NoView(
+                f"A view must lie in one memory slot; {_range(gpa, length)} runs over {len(parts)}"
+            )
+        if slot.view is None:
+            raise NoView(f"{slot!r} is not shared with this process: use read and write")
+        try:
+            view = slot.view[offset : offset + length]
+        except ValueError:
+            raise slot.gone() from None
+        return view if write else view.toreadonly()
 
     def _single(self, gpa: int, length: int) -> tuple[Slot | None, int]:
         """The slot that holds the whole range, and the offset in it: the common case, quick."""
@@ -194,7 +281,7 @@ class GuestMemory:
         at, end = gpa, gpa + length
         while at < end:
             if index < 0 or index >= len(slots) or not slots[index].gpa <= at < slots[index].end:
-                raise DmaError(f"{_range(gpa, length)} is not all guest memory: none at {at:#x}")
+                raise NoMemory(f"{_range(gpa, length)} is not all guest memory: none at {at:#x}")
             slot = slots[index]
             if write and slot.readonly:
                 raise DmaError(f"{_range(gpa, length)} cannot be written: {slot!r}")
@@ -209,6 +296,11 @@ class GuestMemory:
     def _changed(self) -> None:
         for watcher in self.on_change:
             watcher()
+
+
+def _nothing_comes() -> bool:
+    """Memory is where it is."""
+    return False
 
 
 def _range(gpa: int, length: int) -> str:

@@ -8,6 +8,9 @@
     @control.on_write
     def changed(self, value: int) -> None: ...
 
+    @mode.on_write
+    def mode_changed(self, mode: int) -> None: ...
+
 Access kinds, for a register and, where a field names its own, for that field's bits:
 
     r     the guest reads; its writes are dropped
@@ -25,11 +28,23 @@ and override a hook as any other method; none of this changes its base.
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
 
+from callgate.declaration import (
+    Declaration,
+    is_number,
+    is_ordinary,
+    takes,
+    verify_doc,
+    verify_numbers,
+    verify_switches,
+)
 from callgate.errors import DeclarationError
+from callgate.gate.abi import PAGE
+from callgate.report import ResultMisfit
 
 if TYPE_CHECKING:
     from callgate.device import Device
@@ -40,22 +55,26 @@ WIDTHS = (8, 16, 32, 64)
 H = TypeVar("H", bound=Callable[..., Any])
 
 
-class Hooked:
+def _as_it_is(hook: Callable[..., Any]) -> Callable[..., Any]:
+    return hook
+
+
+_MISSING: Any = _as_it_is
+"""The hook of a decorator that is written with parentheses; told when the class is defined."""
+
+
+class Hooked(Declaration):
     """What hooks can be given to, in the class body that declares it."""
 
+    _reads: tuple[str, ...] = ("self",)
+    """What a read hook is given."""
+    _writes: tuple[str, ...] = ("self", "value")
+
     def __init__(self) -> None:
-        self.name = ""
-        self.owner: type | None = None
-        """The class whose body declares it."""
+        super().__init__()
         self.read_hook: Callable[..., Any] | None = None
         self.write_hook: Callable[..., Any] | None = None
         self._wrong = ""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        # The first place counts, for one that is assigned twice; the second is refused there.
-        if self.owner is None:
-            self.owner = owner
-            self.name = name
 
     def _take(self, kind: str, hook: Any, before: Any) -> Any:
         """The hook, unless it would replace another one of the same body or of another class."""
@@ -64,6 +83,9 @@ class Hooked:
                 f"{self.owner.__name__}.{self.name}: {kind} must be used in the body of "
                 f"{self.owner.__name__}; a subclass overrides the method that is the hook"
             )
+        if hook is _MISSING:
+            self._wrong = f"{kind} must be used without parentheses: they leave it no method"
+            return before
         if not callable(hook) or not hasattr(hook, "__name__"):
             self._wrong = f"{kind} must be given a method, not {hook!r}"
             return before
@@ -77,6 +99,22 @@ class Hooked:
         """Raise DeclarationError when hooks were given that cannot be."""
         if self._wrong:
             raise DeclarationError(f"{where}: {self._wrong}")
+        for kind, hook, given in (
+            ("on_read", self.read_hook, self._reads),
+            ("on_write", self.write_hook, self._writes),
+        ):
+            if hook is None:
+                continue
+            if not is_ordinary(hook):
+                raise DeclarationError(
+                    f"{where}: {kind} must be given an ordinary method, and {hook.__name__} is "
+                    "async, a generator or static"
+                )
+            if not takes(hook, len(given)):
+                raise DeclarationError(
+                    f"{where}: {kind} must be given a method of ({', '.join(given)}), not "
+                    f"{hook.__name__}{inspect.signature(hook)}"
+                )
 
 
 class Bar(Hooked):
@@ -86,9 +124,18 @@ class Bar(Hooked):
     `size` a power of two, at least 16 for memory (at most 2 GiB in 32 bits), 4 to 256 for I/O.
     With `ram` the window is plain memory that both sides share: `device.<name>` is its memoryview.
 
+    With `write_combining` a guest's writes may arrive late and several at once, in their order:
+    within some milliseconds, and before any other access of the guest's is answered. It is for
+    memory where writes come in streams, such as a frame buffer's; kvm gains by it, other backends
+    deliver each write at once.
+
     Accesses that no register answers go to the hooks `on_read(offset, size) -> int` and
     `on_write(offset, size, value)` where they are given.
     """
+
+    noun = "a Bar"
+    _reads = ("self", "offset", "size")
+    _writes = ("self", "offset", "size", "value")
 
     def __init__(
         self,
@@ -99,6 +146,7 @@ class Bar(Hooked):
         width: Literal[32, 64] = 32,
         prefetchable: bool = False,
         ram: bool = False,
+        write_combining: bool = False,
     ) -> None:
         super().__init__()
         self.index = index
@@ -107,6 +155,7 @@ class Bar(Hooked):
         self.width = width
         self.prefetchable = prefetchable
         self.ram = ram
+        self.write_combining = write_combining
 
     @overload
     def __get__(self, instance: None, owner: type) -> Bar: ...
@@ -119,12 +168,12 @@ class Bar(Hooked):
             raise AttributeError(f"{owner.__name__}.{self.name} has no memory: declare ram=True")
         return instance.bar_memory(self)
 
-    def on_read(self, hook: H) -> H:
+    def on_read(self, hook: H = _MISSING) -> H:
         """Use the method for reads that no register answers: (offset, size in bytes) -> value."""
         self.read_hook = self._take("on_read", hook, self.read_hook)
         return hook
 
-    def on_write(self, hook: H) -> H:
+    def on_write(self, hook: H = _MISSING) -> H:
         """Use the method for writes that no register takes: (offset, size in bytes, value)."""
         self.write_hook = self._take("on_write", hook, self.write_hook)
         return hook
@@ -132,11 +181,17 @@ class Bar(Hooked):
     def verify(self, owner: str) -> None:
         """Raise DeclarationError when the BAR cannot exist."""
         where = f"{owner}.{self.name}"
-        _verify_numbers(where, index=self.index, size=self.size)
+        verify_numbers(where, index=self.index, size=self.size)
+        verify_switches(
+            where,
+            prefetchable=self.prefetchable,
+            ram=self.ram,
+            write_combining=self.write_combining,
+        )
         self.verify_hooks(where)
         if self.kind not in ("memory", "io"):
             raise DeclarationError(f'{where}: kind must be "memory" or "io", not {self.kind!r}')
-        if self.width not in (32, 64) or (self.kind == "io" and self.width != 32):
+        if not _is_one_of(self.width, (32, 64)) or (self.kind == "io" and self.width != 32):
             raise DeclarationError(f"{where}: width must be 32 or, for memory, 64")
         last = 4 if self.width == 64 else 5
         if not 0 <= self.index <= last:
@@ -148,16 +203,31 @@ class Bar(Hooked):
             raise DeclarationError(
                 f"{where}: size must be {low:#x} to {high:#x} bytes, not {self.size:#x}"
             )
-        if self.kind == "io" and (self.prefetchable or self.ram):
-            raise DeclarationError(f"{where}: an I/O BAR is neither prefetchable nor memory")
-        if self.ram and self.size < 4096:
+        if self.kind == "io" and (self.prefetchable or self.ram or self.write_combining):
             raise DeclarationError(
-                f"{where}: shared memory must be at least 4096 bytes, not {self.size}"
+                f"{where}: an I/O BAR is not prefetchable, no memory, and combines no writes"
+            )
+        if self.ram and self.size < PAGE:
+            raise DeclarationError(
+                f"{where}: shared memory must be at least {PAGE} bytes, not {self.size}"
             )
         if self.ram and (self.read_hook or self.write_hook):
             raise DeclarationError(
                 f"{where}: shared memory must do without hooks: an access to it traps nowhere"
             )
+
+    def guest_read(self, device: Device, offset: int, size: int) -> int:
+        """What a guest reads where no register answers: what the hook says."""
+        assert self.read_hook is not None
+        answer = self.read_hook(device, offset, size)
+        try:
+            return operator.index(answer)
+        except TypeError:
+            raise ResultMisfit(
+                f"{type(device).__name__}.{self.name}: its on_read hook must return a number, "
+                f"not {answer!r}",
+                self.read_hook,
+            ) from None
 
 
 class Register(Hooked):
@@ -167,6 +237,8 @@ class Register(Hooked):
     value that a guest's read returns (None: the stored one); `on_write` is told the value that the
     guest wrote, after the stored value followed the access kind.
     """
+
+    noun = "a Register"
 
     def __init__(
         self,
@@ -187,8 +259,13 @@ class Register(Hooked):
         self.doc = doc
         self.fields: list[Field] = []
         """Its fields, in the `spec` of a class."""
-        self.mask = (1 << width) - 1 if width in WIDTHS else 0
+        self.mask = (1 << width) - 1 if _is_one_of(width, WIDTHS) else 0
         self.masks: dict[str, int] = {}
+        self.asked: tuple[tuple[Register | Field, int, int], ...] = ()
+        """Itself and its fields, as far as they have read hooks, with their bits and the lowest of
+        these; in the `spec` of a class."""
+        self.told: tuple[tuple[Callable[..., Any], int, int], ...] = ()
+        """The same of the write hooks."""
 
     @property
     def size(self) -> int:
@@ -202,7 +279,7 @@ class Register(Hooked):
     def __get__(self, instance: Device | None, owner: type) -> Register | int:
         if instance is None:
             return self
-        return instance._values[self.name]
+        return instance._register_values[self.name]
 
     def __set__(self, instance: Device, value: int) -> None:
         number = operator.index(value)
@@ -211,14 +288,14 @@ class Register(Hooked):
                 f"{type(instance).__name__}.{self.name} must fit {self.width} bits, "
                 f"and {number:#x} does not"
             )
-        instance._values[self.name] = number
+        instance._register_values[self.name] = number
 
-    def on_read(self, hook: H) -> H:
+    def on_read(self, hook: H = _MISSING) -> H:
         """Use the method for a guest's reads: () -> value, or None for the stored value."""
         self.read_hook = self._take("on_read", hook, self.read_hook)
         return hook
 
-    def on_write(self, hook: H) -> H:
+    def on_write(self, hook: H = _MISSING) -> H:
         """Use the method after a guest's writes: (value that the guest wrote)."""
         self.write_hook = self._take("on_write", hook, self.write_hook)
         return hook
@@ -226,11 +303,12 @@ class Register(Hooked):
     def verify(self, owner: str) -> None:
         """Raise DeclarationError when the register cannot exist; fixes the masks of its fields."""
         where = f"{owner}.{self.name}"
-        if self.width not in WIDTHS:
+        if not _is_one_of(self.width, WIDTHS):
             raise DeclarationError(
                 f"{where}: Register width must be 8, 16, 32 or 64 bits, not {self.width!r}"
             )
-        _verify_numbers(where, offset=self.offset, reset=self.reset)
+        verify_numbers(where, offset=self.offset, reset=self.reset)
+        verify_doc(where, self.doc)
         self.verify_hooks(where)
         if self.access not in ACCESSES:
             raise DeclarationError(
@@ -257,47 +335,72 @@ class Register(Hooked):
             for access in self.masks:
                 self.masks[access] &= ~field.mask
             self.masks[field.access] |= field.mask
+            self._compose_reset(owner, field)
         if self.write_hook is not None and self.masks["r"] == self.mask:
             raise DeclarationError(
                 f"{where}: a read-only register must do without on_write: the guest's writes are "
                 "dropped"
             )
+        if self.read_hook is not None and self.masks["w"] == self.mask:
+            raise DeclarationError(
+                f"{where}: a write-only register must do without on_read: the guest reads zeros"
+            )
+        places: list[tuple[Register | Field, int, int]] = [(self, self.mask, 0)]
+        places += ((field, field.mask, field.low) for field in self.fields)
+        self.asked = tuple(place for place in places if place[0].read_hook is not None)
+        self.told = tuple(
+            (one.write_hook, bits, low) for one, bits, low in places if one.write_hook is not None
+        )
+
+    def _compose_reset(self, owner: str, field: Field) -> None:
+        """Let the field's bits of `reset` be what the field says, or it what they are."""
+        own = (self.reset & field.mask) >> field.low
+        if field.reset is None:
+            field.reset = own
+        elif own not in (0, field.reset):
+            raise DeclarationError(
+                f"{owner}.{field.name}: reset must be {own:#x} as {self.name}'s reset has it, or "
+                f"given once, and it is {field.reset:#x}"
+            )
+        self.reset |= field.reset << field.low
 
     # The guest's side. `mask` says which bits of the register the access covers.
 
     def guest_read(self, device: Device) -> int:
-        """What a guest reads; runs the hook."""
-        value = device._values[self.name]
-        if self.read_hook is not None:
-            answer = self.read_hook(device)
+        """What a guest reads; runs the hooks."""
+        value = device._register_values[self.name]
+        for one, bits, low in self.asked:
+            answer = _answer(device, one, bits >> low)
             if answer is not None:
-                value = operator.index(answer)
-                if not 0 <= value <= self.mask:
-                    raise ValueError(
-                        f"{type(device).__name__}.{self.name}: its on_read hook must return "
-                        f"{self.width} bits, and {value:#x} does not fit"
-                    )
+                value = value & ~bits | answer << low
         return value & ~self.masks["w"]
 
     def guest_write(self, device: Device, value: int, mask: int) -> None:
-        """Store by access kind what a guest wrote; runs the hook."""
+        """Store by access kind what a guest wrote; runs the hooks."""
         masks = self.masks
-        old = device._values[self.name]
+        old = device._register_values[self.name]
         plain = (masks["rw"] | masks["w"]) & mask
         new = old & ~plain | value & plain
         new &= ~(value & masks["w1c"] & mask)
         new |= value & masks["w1s"] & mask
-        device._values[self.name] = new
-        if self.write_hook is not None:
-            keep = masks["rw"] & ~mask
-            self.write_hook(device, value & mask | old & keep)
+        device._register_values[self.name] = new
+        if self.told:
+            seen = value & mask | old & masks["rw"] & ~mask
+            for hook, bits, low in self.told:
+                if mask & bits:
+                    hook(device, (seen & bits) >> low)
 
 
-class Field:
+class Field(Hooked):
     """Bits `low` to `high` (both included; one bit if `high` is left out) of a register.
 
-    `access` is the register's own if not given. `device.<name>` reads and writes the bits.
+    `access` and `reset` (the bits' own value after a reset) are the register's if not given.
+    `device.<name>` reads and writes the bits. Hooks, which run after the register's own: `on_read`
+    gives the bits that a guest's read of the register returns (None: what they are without it);
+    `on_write` is told the bits that the guest wrote, after a write that covers any of them.
     """
+
+    noun = "a Field"
 
     def __init__(
         self,
@@ -306,25 +409,23 @@ class Field:
         high: int | None = None,
         *,
         access: Access | None = None,
+        reset: int | None = None,
         doc: str = "",
     ) -> None:
         if not isinstance(register, Register):
             raise DeclarationError(f"A Field must be given its Register first, not {register!r}")
-        self.name = ""
-        self.owner: type | None = None
-        """The class whose body declares it."""
+        super().__init__()
         self.register = register
         self.low = low
         self.high = low if high is None else high
         self.given = access
-        self.access: Access = access or register.access
+        self.access: Access = register.access if access is None else access
+        self.reset = reset
+        """In the `spec` of a class: the number, whoever gave it."""
         self.doc = doc
-        self.mask = ((1 << max(self.high + 1 - low, 0)) - 1) << max(low, 0)
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        if self.owner is None:
-            self.owner = owner
-            self.name = name
+        self.mask = 0
+        if is_number(low) and is_number(self.high) and 0 <= low <= self.high < max(WIDTHS):
+            self.mask = (1 << self.high + 1) - (1 << low)
 
     @overload
     def __get__(self, instance: None, owner: type) -> Field: ...
@@ -333,7 +434,7 @@ class Field:
     def __get__(self, instance: Device | None, owner: type) -> Field | int:
         if instance is None:
             return self
-        return (instance._values[self.register.name] & self.mask) >> self.low
+        return (instance._register_values[self.register.name] & self.mask) >> self.low
 
     def __set__(self, instance: Device, value: int) -> None:
         number = operator.index(value)
@@ -342,24 +443,68 @@ class Field:
                 f"{type(instance).__name__}.{self.name} must fit {self.high + 1 - self.low} bits, "
                 f"and {number:#x} does not"
             )
-        old = instance._values[self.register.name]
-        instance._values[self.register.name] = old & ~self.mask | number << self.low
+        old = instance._register_values[self.register.name]
+        instance._register_values[self.register.name] = old & ~self.mask | number << self.low
+
+    def on_read(self, hook: H = _MISSING) -> H:
+        """Use the method for a guest's reads of the register: () -> bits, or None."""
+        self.read_hook = self._take("on_read", hook, self.read_hook)
+        return hook
+
+    def on_write(self, hook: H = _MISSING) -> H:
+        """Use the method after a guest's writes: (bits that the guest wrote)."""
+        self.write_hook = self._take("on_write", hook, self.write_hook)
+        return hook
 
     def verify(self, owner: str) -> None:
         """Raise DeclarationError when the bits are not inside the register."""
+        where = f"{owner}.{self.name}"
+        verify_numbers(where, low=self.low, high=self.high)
+        verify_doc(where, self.doc)
+        self.verify_hooks(where)
         if not 0 <= self.low <= self.high < self.register.width:
             raise DeclarationError(
-                f"{owner}.{self.name}: bits {self.low} to {self.high} must lie in the "
+                f"{where}: bits {self.low} to {self.high} must lie in the "
                 f"{self.register.width} bits of {self.register.name}, low first"
             )
         if self.access not in ACCESSES:
             raise DeclarationError(
-                f"{owner}.{self.name}: access must be one of {', '.join(ACCESSES)}, "
-                f"not {self.access!r}"
+                f"{where}: access must be one of {', '.join(ACCESSES)}, not {self.access!r}"
+            )
+        for access, hook, kind, why in (
+            ("r", self.write_hook, "on_write", "read-only: a guest's writes are dropped"),
+            ("w", self.read_hook, "on_read", "write-only: the guest reads zeros"),
+        ):
+            if self.access == access and hook is not None:
+                raise DeclarationError(f"{where} must do without {kind}, since it is {why}")
+        if self.reset is None:
+            return
+        verify_numbers(where, reset=self.reset)
+        if self.reset < 0 or self.reset << self.low & ~self.mask:
+            raise DeclarationError(
+                f"{where}: reset must fit {self.high + 1 - self.low} bits, and "
+                f"{self.reset:#x} does not"
             )
 
 
-def _verify_numbers(where: str, **numbers: object) -> None:
-    for name, value in numbers.items():
-        if not isinstance(value, int):
-            raise DeclarationError(f"{where}: {name} must be a number, not {value!r}")
+def _answer(device: Device, one: Register | Field, most: int) -> int | None:
+    """What a read hook says: a number up to `most`, or None."""
+    assert one.read_hook is not None
+    answer = one.read_hook(device)
+    if answer is None:
+        return None
+    try:
+        value = operator.index(answer)
+    except TypeError:
+        value = -1
+    if not 0 <= value <= most:
+        raise ResultMisfit(
+            f"{type(device).__name__}.{one.name}: its on_read hook must return "
+            f"{most.bit_length()} bits, not {answer!r}",
+            one.read_hook,
+        )
+    return value
+
+
+def _is_one_of(value: object, numbers: tuple[int, ...]) -> bool:
+    return is_number(value) and value in numbers

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from threading import Lock
 
+from callgate.errors import BackendError
+
 _MANY = 64
 """Cancelled timers that the queue holds before it looks whether it is mostly made of them."""
 
@@ -143,6 +145,12 @@ class Timers:
         while self._heap and self._heap[0].cancelled:
             heappop(self._heap)
             self._cancelled = max(0, self._cancelled - 1)
+
+
+def check_seconds(what: str, seconds: float | None) -> None:
+    """Raise BackendError unless a time limit is more than 0, or None."""
+    if seconds is not None and not (isinstance(seconds, int | float) and seconds > 0):
+        raise BackendError(f"{what} must be more than 0 seconds, not {seconds!r}")
 
 
 class ManualClock:

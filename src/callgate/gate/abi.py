@@ -252,7 +252,7 @@ HEADER = Layout(
         Member(0x2A, "u16", "entry_size", "bytes of one entry"),
         Member(0x2C, "u32", "frames_offset", "from the header's start"),
         Member(0x30, "u16", "frame_count", "frames"),
-        Member(0x32, "u16", "interrupt", "MSI-X table index of the gate's interrupt, or 0xffff"),
+        Member(0x32, "u16", "interrupt", "index of the gate's interrupt, or 0xffff: none"),
         Member(0x34, "u32", "frame_size", "bytes of one frame"),
         Member(0x38, "u32", "doorbell_offset", "of the doorbell page, from the header's start"),
         Member(0x3C, "u32", "doorbell_vector", "a hypercall with it and a frame's index rings it"),

@@ -4,9 +4,10 @@
     words    0 state    1 vector    2 flags, counts    3 status
     quads    0          1           2 code  3 cookie  4 ... 15 values
 
-The usual frame carries a call with the right number of arguments and no flags. It goes a short way:
-the call's own stub takes the arguments out of it and puts the results back. All others are copied
-and judged step by step.
+The usual frame carries a call of this gate's that no quota bounds, with the right number of
+arguments and no flags. It goes a short way: its first quad finds the call, and the call's own stub
+takes the arguments out of the frame and puts the results back. All others are copied and judged
+step by step. Both ways lead through `Slot.run`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from callgate.gate.abi import FRAME, MAX_VALUES, FrameFlag, FrameState, Status
 from callgate.gate.fence import WEAK, fence
-from callgate.gate.tracing import refused_event
 
 if TYPE_CHECKING:
     from callgate.gate.gate import Gate
@@ -26,31 +26,39 @@ if TYPE_CHECKING:
 
 # Plain numbers: a look-up in an enum class costs as much as a call in Python 3.11, and an IntFlag's
 # operators cost more than all else on a call's path.
+_FREE = int(FrameState.FREE)
 _READY = int(FrameState.READY)
 _RUNNING = int(FrameState.RUNNING)
 _DONE = int(FrameState.DONE)
 _ONE_WAY = int(FrameFlag.ONE_WAY)
 _INTERRUPT = int(FrameFlag.INTERRUPT)
 _UNKNOWN_FLAGS = 0xFFFF & ~(_ONE_WAY | _INTERRUPT)
-_OK = Status.OK
 _FAULTED = int(Status.DEVICE_FAULT) << 32
+_LOW = 0xFFFF_FFFF
 _VALUES_AT = FRAME.offset("values")
 _VALUES = tuple(struct.Struct(f"<{count}Q").unpack_from for count in range(MAX_VALUES + 1))
+
+
+def head(vector: int) -> int:
+    """The first quad of a READY frame that calls `vector`: the key of `Frame.calls`."""
+    return vector << 32 | _READY
 
 
 class Frame:
     """One frame, and the place where its call in flight is written down.
 
+    `calls` is its gate's: bindings by the first quad of a READY frame. What is missing there is
+    looked up in the table, so it may lag behind that, for as long as a binding is refused.
+
     `free` holds one item while nobody answers the frame. Who takes it out has the frame, and puts
     it back: a lock that nobody waits for, at half of a lock's price.
     """
 
-    __slots__ = ("free", "gate", "live", "payload", "quads", "ram", "slot", "woken", "words")
+    __slots__ = ("calls", "free", "gate", "payload", "quads", "slot", "woken", "words")
 
-    def __init__(self, gate: Gate, ram: memoryview, slot: Slot) -> None:
+    def __init__(self, gate: Gate, calls: dict[int, Binding], ram: memoryview, slot: Slot) -> None:
         self.gate = gate
-        self.live = gate.table.live
-        self.ram = ram
+        self.calls = calls
         self.words = ram[: FRAME.size].cast("I")
         self.quads = ram[: FRAME.size].cast("Q")
         self.payload = ram[FRAME.size :]
@@ -60,56 +68,58 @@ class Frame:
         """Told of each doorbell that found the frame READY, if somebody watches."""
 
     def clear(self) -> None:
-        """Make it FREE and all zeros, unless it is being answered."""
+        """Make it FREE, unless it is being answered. All else stays: who has just seen DONE reads
+        on."""
         try:
             self.free.pop()
         except IndexError:
             return
-        self.ram[: FRAME.size] = bytes(FRAME.size)
+        self.words[0] = _FREE
         self.free.append(True)
 
     def look(self, from_watcher: bool = False) -> None:
         """Answer the frame if it is READY."""
-        words, free = self.words, self.free
+        quads, free = self.quads, self.free
         # A frame is answered by one thread at a time, whoever else rings for it.
         while True:
             try:
                 free.pop()
             except IndexError:
                 return
-            if words[0] == _READY:
+            # State and vector in one load: they were stored in one, or the vector before.
+            first = quads[0]
+            binding = self.calls.get(first)
+            if binding is not None or first & _LOW == _READY:
                 break
             free.append(True)
             # Who stored READY just now may have found the frame taken, and counts on us.
-            if words[0] != _READY:
+            if quads[0] & _LOW != _READY:
                 return
         # Who rings from now on sees a frame that is being answered.
+        words = self.words
         words[0] = _RUNNING
         if WEAK:  # The driver's store of READY came after all that is read now.
             fence()
-        quads = self.quads
         answer = _FAULTED
         interrupt = 0
         try:
             # From here on only the copy is judged.
-            vector = words[1]
-            flags = words[2] & 0xFF_FFFF
-            binding = self.live.get(vector)
+            flags = words[2]
             target: Target
             if (
                 binding is not None
-                and (target := binding.target).gate is self.gate
-                and flags == target.usual
+                and flags == (target := binding.target).usual
+                and binding.quota is None
             ):
-                status, code, _ = target.run(
-                    self.slot, binding, target.frame_stub, quads, self.payload, target.arguments
-                )
-                answer = target.done
-                if status is not _OK:
-                    answer = self._put(flags, status, code, ())
+                try:
+                    self.slot.run(binding, target.lock, target.frame_stub, quads, self.payload)
+                    answer = target.done
+                except Exception as error:
+                    answer = self._put(flags, *target.explain(binding, error), ())
             else:
+                flags &= 0xFF_FFFF  # The count of results is the host's to write.
                 interrupt = flags & _INTERRUPT
-                answer = self._judge(vector, flags, binding)
+                answer = self._judge(first >> 32, flags)
         finally:
             # Results, then status, then the state: whoever sees DONE sees all of them. The frame is
             # given back before that: who sees DONE may ring at once, and is not to find it taken.
@@ -123,8 +133,9 @@ class Frame:
         if self.woken is not None and not from_watcher:
             self.woken()
 
-    def _judge(self, vector: int, flags: int, binding: Binding | None) -> int:
+    def _judge(self, vector: int, flags: int) -> int:
         """Answer a frame that is in any way unusual; returns its second quad."""
+        binding = self.gate.table.live.get(vector)
         count = flags >> 16
         if flags & _UNKNOWN_FLAGS:
             sentence = f"a frame's flags must be known ones, not {flags & 0xFFFF:#x}"
@@ -145,10 +156,7 @@ class Frame:
         return self._put(flags, status, code, () if flags & _ONE_WAY else results)
 
     def _refuse(self, flags: int, vector: int, status: Status, sentence: str) -> int:
-        gate = self.gate
-        gate.faults.note(status.name, sentence)
-        if gate.trace is not None:
-            gate.trace(refused_event(gate.device.spec.name, vector, status))
+        self.gate.faults.note(status.name, sentence)
         return self._put(flags, status, 0, ())
 
     def _put(self, flags: int, status: Status, code: int, results: tuple[int, ...]) -> int:

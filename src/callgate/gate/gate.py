@@ -4,7 +4,7 @@
     doorbell write (or a watcher, or a hypercall of the doorbell vector)
         -> Frame.look      claim the frame (RUNNING), copy its head and values once
         -> vector table    which call is it
-        -> Target.run      may it run; the stub: check, call the method
+        -> Slot.run        may it run; the stub: check, call the method
         -> the frame       results, status, then state DONE
 
     hypercall, register form -> Router.call(vector, registers) -> Target.execute
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +29,8 @@ from callgate.device import Device
 from callgate.errors import (
     CallgateError,
     DrainTimeout,
+    PlugError,
+    VectorError,
     VectorsExhausted,
 )
 from callgate.faults import Faults
@@ -47,12 +48,12 @@ from callgate.gate.abi import (
     Transport,
     round_up,
 )
-from callgate.gate.deadline import Deadline
-from callgate.gate.frame import Frame
+from callgate.gate.frame import Frame, head
 from callgate.gate.target import Doorbell, Target
-from callgate.gate.tracing import refused_event, traced
+from callgate.gate.tracing import TracedFrame, TracedTarget, by, refused_event, remember
 from callgate.gate.vectors import Binding, Slot, VectorTable
 from callgate.memory import anonymous
+from callgate.threads import end_all, leave_behind
 from callgate.trace import Trace
 
 ONES = 0xFFFF_FFFF
@@ -64,7 +65,7 @@ _DOORBELL = int(DoorbellRegister.DOORBELL)
 _NOTIFY = int(DoorbellRegister.NOTIFY)
 _VERSION = int(DoorbellRegister.VERSION)
 _ACCEPTED = int(DoorbellRegister.FEATURES)
-_DEVICE_ERROR = Status.DEVICE_ERROR
+_OK, _DEVICE_ERROR = Status.OK, Status.DEVICE_ERROR
 _FEATURES = Feature.NOTIFY | Feature.CHANGE_INTERRUPT | Feature.DONE_INTERRUPT
 
 
@@ -80,9 +81,8 @@ class Offer:
 class Gate:
     """The gate of one device that is plugged in.
 
-    `interrupt` is the MSI-X table index of the gate's interrupt and `trigger` sends it; both are
-    left out where there is none. `time_limit` (seconds) ends the wait for a handler: its call
-    answers TIMED_OUT. Public methods may be called from any thread.
+    `interrupt` is the index of the gate's interrupt and `trigger` sends it; both are left out where
+    there is none. Public methods may be called from any thread.
     """
 
     doorbell_size = PAGE
@@ -95,7 +95,6 @@ class Gate:
         *,
         interrupt: int | None = None,
         trigger: Callable[[int], None] | None = None,
-        time_limit: float | None = None,
         trace: Trace | None = None,
     ) -> None:
         if sys.byteorder != "little":  # The frames are read through native views.
@@ -107,8 +106,9 @@ class Gate:
         self.interrupt = abi.NO_INTERRUPT if interrupt is None else interrupt
         self._trigger = trigger
         self.trace = trace
-        self.deadline = Deadline(time_limit) if time_limit is not None else None
         self._watcher: Callable[[], None] | None = None
+        self.on_notifiable: Callable[[], None] = _nothing
+        """Called when `notifiable` may have changed."""
         self.version = 0
         self._frames: list[Frame] = []
         self._accept(Feature(0))
@@ -119,6 +119,7 @@ class Gate:
         self._calls = {call.name: call for call in device.spec.calls}
         self._names = list(self._calls)
         self._bindings: dict[str, Binding] = {}
+        self._ready: dict[int, Binding] = {}
         # Held for moments only: never while calls drain, nor while an interrupt is sent.
         self._changing = threading.RLock()
         self._closed = False
@@ -127,10 +128,14 @@ class Gate:
         self.pages = pages
         self.ram = memoryview(pages)
         self._words = self.ram.cast("I")
+        kind = Frame if trace is None else TracedFrame
         self._frames = [
-            Frame(self, self.ram[base : base + self.frame_size], table.slot())
+            kind(self, self._ready, self.ram[base : base + self.frame_size], table.slot())
             for base in self._bases
         ]
+        self.frame_of = {frame.slot: index for index, frame in enumerate(self._frames)}
+        """The frame's index by where its call in flight is written down."""
+        self._looks = [frame.look for frame in self._frames]
         self._notify_slots: list[Slot] = []
         self._generation = 0
         self._watching = False
@@ -226,13 +231,16 @@ class Gate:
     # --- the host's hand: GateControl ------------------------------------------------------------
 
     def bind(self, name: str) -> int:
-        """Give the call a new vector; one that it has is revoked first. Raises KeyError for a name
-        that the device does not declare, VectorsExhausted when the table is used up."""
+        """Give the call a new vector; one that it has is revoked first.
+
+        Raises VectorError for a name that the device does not declare, VectorsExhausted when the
+        table is used up, PlugError when the device is not plugged in.
+        """
         while True:
             self.revoke(name)
             with self._change():
                 if self._closed:
-                    raise RuntimeError(f"{self.device} must be plugged in to bind {name!r}")
+                    raise PlugError(f"{self.device} must be plugged in to bind {name!r}")
                 # Else another thread was quicker: its vector is revoked as any other is.
                 if name not in self._bindings:
                     return self._bind(name).vector
@@ -240,7 +248,7 @@ class Gate:
     def revoke(self, name: str, *, timeout: float | None = None) -> None:
         """Take the call's vector away: when this returns, no call of it runs, and none starts.
 
-        A call that revokes itself does not wait for itself. Raises KeyError as `bind` does, and
+        A call that revokes itself does not wait for itself. Raises VectorError as `bind` does, and
         DrainTimeout when calls are still in flight after `timeout` seconds; no new one starts then
         either. A call that has no vector is left as it is.
         """
@@ -254,13 +262,11 @@ class Gate:
             if self._bindings.get(name) is binding:
                 with self._change():
                     if self._bindings.get(name) is binding:
-                        del self._bindings[name]
-                        self._set_vector(name, 0)
+                        self._unbind(name)
 
     def allow(self, *names: str) -> None:
         """Let the calls through; if none is named, all of the device's."""
-        for name in [self._known(name) for name in names] or self._names:
-            self.table.allow(self.device, name)
+        self.table.allow(self.device, [self._known(name) for name in names] or self._names)
 
     def deny(self, *names: str, timeout: float | None = None) -> None:
         """Answer DENIED; when this returns, no call of them runs, and none starts until `allow`.
@@ -269,18 +275,14 @@ class Gate:
         DrainTimeout as `revoke` does, when all of them are denied.
         """
         denied = [self._known(name) for name in names] or self._names
-        for name in denied:
-            self.table.deny(self.device, name, drain=False)
-        end = None if timeout is None else time.monotonic() + timeout
-        for name in denied:
-            left = None if end is None else max(0.0, end - time.monotonic())
-            self.table.deny(self.device, name, timeout=left)
+        self.table.deny(self.device, denied, timeout=timeout)
 
     def limit(
         self, name: str, *, per_second: float | None = None, in_flight: int | None = None
     ) -> None:
         """Answer BUSY to calls beyond `per_second` (a second's worth may come at once) or beyond
-        `in_flight` at a time. None lifts that limit. Raises KeyError as `bind` does."""
+        `in_flight` at a time, those included that wait for the device. None lifts that limit.
+        Raises VectorError as `bind` does."""
         known = self._known(name)
         self.table.limit(self.device, known, per_second=per_second, in_flight=in_flight)
 
@@ -291,7 +293,7 @@ class Gate:
     def _known(self, name: str) -> str:
         if name not in self._calls:
             known = ", ".join(self._names)
-            raise KeyError(f"{self.device} must declare {name!r}; its calls are {known}")
+            raise VectorError(f"{self.device} must declare {name!r}; its calls are {known}")
         return name
 
     def reset(self) -> None:
@@ -299,7 +301,8 @@ class Gate:
 
         A call that is still in flight after RESET_DRAIN seconds keeps its frame until it ends.
         """
-        self._revoke_all("reset")
+        if not self._revoke_all():
+            leave_behind(self.device)
         with self._change():
             self.version = 0
             self._accept(Feature(0))
@@ -315,26 +318,36 @@ class Gate:
                     self.device.bugs.report(f"{self.device}, reset", error)
 
     def close(self) -> None:
-        """Revoke everything; the device is being unplugged. Harmless when repeated."""
-        self._closed = True
-        self._revoke_all("unplug")
-        self.table.forget(self.device)
+        """Revoke everything; the device is being unplugged. Harmless when repeated.
 
-    def _revoke_all(self, why: str) -> None:
+        Calls that are still in flight after RESET_DRAIN seconds are ended, or left behind.
+        """
+        self._closed = True
+        if not self._revoke_all():
+            end_all(self.device)
+            if not self._revoke_all():
+                leave_behind(self.device)
+        self.table.forget(self.device)
+        self.pages.unshare()
+
+    def _revoke_all(self) -> bool:
+        """Whether all calls have ended, in time."""
+        drained = True
         try:
             self.table.revoke_owner(self.device, timeout=RESET_DRAIN)
-        except DrainTimeout as error:
-            self.device.bugs.report(f"{self.device}, {why}", error)
+        except DrainTimeout:
+            drained = False
         with self._change():
             for name, binding in list(self._bindings.items()):
                 # What was bound while the others drained is as new as can be.
                 if binding.refusal is Status.REVOKED:
-                    del self._bindings[name]
-                    self._set_vector(name, 0)
+                    self._unbind(name)
+        return drained
 
     def _bind_all(self) -> None:
         if self._doorbell is None or self._doorbell.refusal is Status.REVOKED:
-            self._doorbell = self.table.bind(self.device, "(doorbell)", 0, Doorbell(self.ring))
+            ring = self.ring if self.trace is None else by("hypercall", self.ring)
+            self._doorbell = self.table.bind(self.device, "(doorbell)", 0, Doorbell(ring))
         self._words[HEADER.offset("doorbell_vector") // 4] = self._doorbell.vector
         for name in self._names:
             if name not in self._bindings:
@@ -343,18 +356,27 @@ class Gate:
     def _bind(self, name: str) -> Binding:
         call = self._calls[name]
         stub = compile_stub(call, self.device)
-        frame_stub = None
-        if self.trace is not None:
-            stub = traced(stub, call, self.device.spec.name, self.trace)
-        elif self.deadline is None:
-            frame_stub = compile_frame_stub(call, self.device)
         if call.flags & CallFlag.PAYLOAD_OUT:
-            stub = placing(stub)
-        target = Target(self, call, stub, frame_stub)
+            stub = placing(call, stub)
+        if self.trace is not None:
+            target: Target = TracedTarget(self, call, stub, self.trace)
+        else:
+            direct = self.device.time_limit is None
+            target = Target(
+                self, call, stub, compile_frame_stub(call, self.device) if direct else None
+            )
         binding = self.table.bind(self.device, name, call.hash, target)
         self._bindings[name] = binding
+        self._ready[head(binding.vector)] = binding
         self._set_vector(name, binding.vector)
         return binding
+
+    def _unbind(self, name: str) -> None:
+        binding = self._bindings.pop(name)
+        if self.trace is not None:
+            remember(self.table, binding)
+        del self._ready[head(binding.vector)]
+        self._set_vector(name, 0)
 
     def _set_vector(self, name: str, vector: int) -> None:
         base = self._directory + self._names.index(name) * ENTRY.size
@@ -368,7 +390,9 @@ class Gate:
             try:
                 yield
             finally:
-                self._set_generation(self._generation + 1 & ONES)
+                # All ones is what a driver reads where there is no device any more.
+                self._set_generation((self._generation + 1) % (ONES - 1))
+        self.on_notifiable()
         if self._tells_changes:
             self._send()
 
@@ -408,6 +432,7 @@ class Gate:
         self._takes_notify = bool(features & Feature.NOTIFY)
         self._tells_changes = bool(features & Feature.CHANGE_INTERRUPT)
         self._tells_done = bool(features & Feature.DONE_INTERRUPT)
+        self.on_notifiable()
 
     @property
     def polled(self) -> bool:
@@ -430,26 +455,28 @@ class Gate:
 
     def mmio_write(self, offset: int, size: int, value: int) -> None:
         """A guest's write in the doorbell page."""
-        if size == 4:
-            if offset == 0:  # DOORBELL, on every call's path.
-                try:
-                    frame = self._frames[value]
-                except IndexError:
-                    self._no_frame(value)
-                else:
-                    frame.look()
-                return
+        if offset == 0 and size == 4:  # DOORBELL, on every call's path.
+            try:
+                look = self._looks[value]
+            except IndexError:
+                self._no_frame(value)
+            else:
+                look()
+        elif size == 4:
             if offset == _NOTIFY:
                 self.notify(value)
-                return
-            if offset == _VERSION:
+            elif offset == _VERSION:
                 major, minor = value >> 16, value & 0xFFFF
                 known = major == abi.VERSION_MAJOR and minor <= abi.VERSION_MINOR
                 self.version = value if known else 0
-                return
-            if offset == _ACCEPTED:
+            elif offset == _ACCEPTED:
                 self._accept(self.offered & value)
-                return
+            else:
+                self._no_register(offset, size)
+        else:
+            self._no_register(offset, size)
+
+    def _no_register(self, offset: int, size: int) -> None:
         self.faults.note("doorbell page", f"no doorbell register takes {size} bytes at {offset:#x}")
 
     def pio_read(self, offset: int, size: int) -> int:
@@ -461,10 +488,25 @@ class Gate:
 
     def pio_write(self, offset: int, size: int, value: int) -> None:
         """A guest's write in the I/O BAR."""
-        if offset < _VERSION:
+        if offset == 0 and size == 4:
+            try:
+                look = self._looks[value]
+            except IndexError:
+                self._no_frame(value)
+            else:
+                look()
+        elif offset < _VERSION:
             self.mmio_write(offset, size, value)
         else:
             self.faults.note("doorbell port", f"no doorbell port takes a write at {offset:#x}")
+
+    @property
+    def notifiable(self) -> list[int]:
+        """The vectors that NOTIFY takes now: one-way calls without arguments."""
+        if not self._takes_notify:
+            return []
+        targets = [(each.vector, each.target) for each in list(self._bindings.values())]
+        return [vector for vector, target in targets if target.one_way and not target.arguments]
 
     def notify(self, vector: int) -> None:
         """Run a one-way call that takes nothing (docs/abi.md, 6.5)."""
@@ -487,6 +529,10 @@ class Gate:
         target.execute(slot, binding, (), None)
         self._notify_slots.append(slot)
 
+    def bell(self, index: int) -> Callable[[bool], None]:
+        """What looks at one frame, which must be there: `ring` without the way to it."""
+        return self._frames[index].look
+
     def ring(self, index: int, from_watcher: bool = False) -> bool:
         """Look at a frame and answer it if it is READY. False when there is no such frame."""
         try:
@@ -497,9 +543,18 @@ class Gate:
         frame.look(from_watcher)
         return True
 
+    def look(self) -> None:
+        """Answer every frame that is READY: a doorbell rang, and nobody knows for which."""
+        for frame in self._frames:
+            frame.look()
+
     def _no_frame(self, index: int) -> None:
         sentence = f"a frame's index must be below {self.frame_count}, not {index}"
         self.faults.note("frame index", sentence)
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 class Router:
@@ -528,7 +583,7 @@ class Router:
             status = self.table.judge(vector)
             self.faults.note(status.name, f"vector {vector:#x} leads to no call")
             if self.trace is not None:
-                self.trace(refused_event("no device", vector, status))
+                self.trace(refused_event(self.table, "no device", vector, status, "hypercall"))
             return status, ()
         target: Target | Doorbell = binding.target
         if target.registers > self.slots:
@@ -536,13 +591,14 @@ class Router:
                 Status.BAD_FRAME.name, f"{binding} must be called by a frame, not by registers"
             )
             return Status.BAD_FRAME, ()
-        count = target.arguments
-        if target.direct:
-            status, code, results = target.run(
-                slot, binding, target.stub, fetch(count), None, count
-            )
+        values = fetch(target.arguments)
+        if target.direct and binding.quota is None:
+            try:
+                return _OK, slot.run(binding, target.lock, target.stub, values, None)
+            except Exception as error:
+                (status, code), results = target.explain(binding, error), ()
         else:
-            status, code, results = target.execute(slot, binding, fetch(count), None)
+            status, code, results = target.execute(slot, binding, values, None)
         if status is _DEVICE_ERROR:
             return status, (code,)
         return status, results

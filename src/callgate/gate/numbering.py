@@ -28,7 +28,8 @@ class Numbering:
     Indices come into use one after the other, from a start that follows from `key`; so does each
     one's first tag. `place` counts them in that order. `tags[place]` tags of an index are spent,
     that is revoked, from `first[place]` upwards, modulo their number. `free` holds the next vector
-    of each index that can be bound, the one that was freed first in front.
+    of each index that can be bound, the one that was freed first in front. `past` is what was
+    issued under other keys, by key, before another machine's state was restored.
     """
 
     __slots__ = (
@@ -38,6 +39,7 @@ class Numbering:
         "index_bits",
         "key",
         "mask",
+        "past",
         "start",
         "tag_bits",
         "tags",
@@ -53,6 +55,7 @@ class Numbering:
         self.first = array("I")
         self.tags = array("I")
         self.free: deque[int] = deque()
+        self.past: dict[bytes, Numbering] = {}
 
     def _draw(self, n: int) -> int:
         """Return the key's random number `n`. A hash, since a snapshot must outlive a Python."""
@@ -80,9 +83,14 @@ class Numbering:
         self.tags.append(0)
         return place
 
-    def fresh(self) -> int:
-        """Return the first vector of the next index. Raises VectorsExhausted."""
-        return self.next(self.grow())
+    def issue(self) -> int:
+        """Return a vector that was never issued before. Raises VectorsExhausted."""
+        free = self.free
+        while True:
+            vector = free.popleft() if free else self.next(self.grow())
+            if not self.past or not any(past.own(vector) for past in self.past.values()):
+                return vector
+            self.spend(vector)
 
     def spend(self, vector: int) -> None:
         """Mark an issued vector as revoked; its index can be bound again if it has tags left."""
@@ -100,6 +108,10 @@ class Numbering:
 
     def spent(self, vector: int) -> bool:
         """Whether `vector`, any number, was issued and revoked."""
+        return self.own(vector) or any(past.own(vector) for past in self.past.values())
+
+    def own(self, vector: int) -> bool:
+        """Whether it was so under this key, or passed over because it was under another."""
         if not 1 <= vector >> self.tag_bits <= self.count:
             return False
         place = self.place(vector)
@@ -109,7 +121,7 @@ class Numbering:
 
     def issuable(self, vector: int) -> bool:
         """Whether `vector` was issued or is the next one of its index: what a live one must be."""
-        if self.spent(vector):
+        if self.own(vector):
             return True
         place = self.place(vector)
         return (

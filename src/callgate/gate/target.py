@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Target: what a vector leads to. It runs one call, from the filter to the answer.
+"""Target: what a vector leads to. It runs one call, from the quota to the answer.
 
-execute, run      may it run (filter, quota, count)? written down meanwhile; the stub
-CallRefused ...   what was raised, as a status
+    execute    time limit, if any -> quota -> Slot.run: may it run? -> stub -> the method
+    explain    whatever was raised on the way, as a status
+
+`Frame.look` calls `Slot.run` itself for frames that need none of the rest.
 """
 
 from __future__ import annotations
@@ -11,26 +13,21 @@ import operator
 import sys
 from collections.abc import Callable
 from functools import partial
-from threading import get_ident
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 
 from callgate.call import Call, CallRefused, FrameStub, Stub
+from callgate.deadline import Deadline, HandlerTimeout, Job, NoThread
 from callgate.errors import DeviceError, DmaError
 from callgate.gate.abi import CallFlag, Status
-from callgate.trace import Event
 
 if TYPE_CHECKING:
-    from callgate.gate.deadline import Job
     from callgate.gate.gate import Gate
-    from callgate.gate.quota import Quota
-    from callgate.gate.vectors import Binding, Slot
+    from callgate.gate.vectors import Binding, Slot, Turn
 
 Answer: TypeAlias = tuple[Status, int, Any]
 """Status, the device's own code, results as the stub returned them."""
 # Plain names: a look-up in an enum class costs as much as a call in Python 3.11.
 _OK = Status.OK
-_FAULT = Status.DEVICE_FAULT
-_DEVICE_ERROR = Status.DEVICE_ERROR
 
 
 class Target:
@@ -38,7 +35,7 @@ class Target:
 
     `usual` is the flags and argument count of a frame that `frame_stub` can serve as it is, -1 if
     it serves none; `done` is such a frame's second quad when it was served. `direct` says that
-    `run` with `stub` is the same as `execute`.
+    `execute` without a quota is `Slot.run` with `stub`.
     """
 
     __slots__ = (
@@ -53,14 +50,12 @@ class Target:
         "places",
         "registers",
         "stub",
-        "table",
         "usual",
     )
 
     def __init__(self, gate: Gate, call: Call, stub: Stub, frame_stub: FrameStub | None) -> None:
         self.gate = gate
-        self.table = gate.table
-        self.direct = gate.deadline is None
+        self.direct = gate.device.time_limit is None
         self.stub = stub
         self.frame_stub: FrameStub = frame_stub or _no_frame_stub
         self.usual = call.arguments << 16 if frame_stub is not None else -1
@@ -75,95 +70,78 @@ class Target:
             self.registers = max(call.arguments, call.result_slots)
 
     def execute(
-        self,
-        slot: Slot,
-        binding: Binding,
-        values: tuple[int, ...],
-        payload: memoryview | None,
-        job: Job | None = None,
+        self, slot: Slot, binding: Binding, values: tuple[int, ...], payload: memoryview | None
     ) -> Answer:
         """Run the call on a copy of its argument slots; returns (status, code, result slots).
 
-        `slot` belongs to the caller alone until this returns. `job` is for `deadline.py`. Raises
-        only what is no Exception.
+        `slot` belongs to the caller alone until this returns. Raises only what is no Exception.
         """
-        deadline = self.gate.deadline
-        if deadline is None:
-            return self.run(slot, binding, self.stub, values, payload, len(values))
-        if job is None:
-            return deadline.run(self.gate, binding, values, payload)
-        return self.run(slot, binding, partial(job.run, self.stub), values, payload, len(values))
-
-    def run(
-        self,
-        slot: Slot,
-        binding: Binding,
-        stub: Callable[[Any, memoryview | None], Any],
-        values: Any,
-        payload: memoryview | None,
-        count: int,
-    ) -> Answer:
-        """Run it by a stub that takes `count` argument slots out of `values`; see `execute`."""
-        lock = self.lock
-        # The device's lock comes before the slot: who waits for it is not in flight, so a handler
-        # can revoke a call while another vCPU waits to make it.
-        if lock is not None:
-            lock.acquire()
-        slot.thread = get_ident()
-        slot.binding = binding  # Stored before `refusal` is read: vectors.py argues why.
-        quota = None
         try:
-            if binding.refusal is not None or binding.quota is not None:
-                refusal, quota = _admit(binding)
-                if refusal is not None:
-                    return self._turn_away(binding, refusal, refusal.text)
-            if count != self.arguments:
-                sentence = f"it takes {self.arguments} argument slots, not {count}"
-                return self._turn_away(binding, Status.BAD_COUNT, sentence)
-            next(binding.calls)
-            return _OK, 0, stub(values, payload)
-        except CallRefused as error:
-            return self._decline(binding, error.status, str(error))
-        except DeviceError as error:
-            return self._refused_by_device(binding, error)
-        except DmaError as error:
-            return self._decline(binding, Status.BAD_BUFFER, str(error))
+            stub = self.stub if len(values) == self.arguments else self._refuse_count
+            if self.gate.device.time_limit is not None:
+                results = self._in_time(self.gate.device.time_limit, binding, stub, values, payload)
+            elif binding.quota is not None:
+                results = _admit(binding, slot, self.lock, stub, values, payload)
+            else:
+                results = slot.run(binding, self.lock, stub, values, payload)
+            return _OK, 0, results
         except Exception as error:
-            return self._fault(binding, error)
-        finally:
-            if quota is not None:
-                quota.give()
-            slot.binding = None
-            if self.table.drains:
-                self.table.wake()
-            if lock is not None:
-                lock.release()
+            return *self.explain(binding, error), ()
 
-    def _turn_away(self, binding: Binding, status: Status, sentence: str) -> Answer:
-        """Decline a call before its stub saw it."""
-        trace = self.gate.trace
-        if trace is not None:
-            trace(Event(self.gate.device.spec.name, "call", self.name, (), status.name, 0.0))
-        return self._decline(binding, status, sentence)
+    def _in_time(
+        self,
+        deadline: Deadline,
+        binding: Binding,
+        stub: Stub,
+        values: tuple[int, ...],
+        payload: memoryview | None,
+    ) -> tuple[Any, ...]:
+        # A slot and a payload of its own: once it is given up, the frame is free for the next call.
+        slot = self.gate.table.slot()
+        copy = None if payload is None else memoryview(bytearray(payload))
 
-    def _decline(self, binding: Binding, status: Status, sentence: str) -> Answer:
+        def work(job: Job) -> tuple[Any, ...]:
+            lock = None if self.lock is None else job
+            return _admit(binding, slot, lock, partial(job.run, stub), values, copy)
+
+        results = deadline.run(work)
+        if payload is not None and copy is not None and self.places:
+            payload[:] = copy
+        return results
+
+    def _refuse_count(self, values: tuple[int, ...], payload: memoryview | None) -> NoReturn:
+        """What stands in for the stub when it cannot take so many."""
+        raise CallRefused(
+            Status.BAD_COUNT, f"it takes {self.arguments} argument slots, not {len(values)}"
+        )
+
+    def explain(self, binding: Binding, error: Exception) -> tuple[Status, int]:
+        """What a call is answered that raised: status and code. Counts it, and tells of it."""
+        gate = self.gate
+        status, code = Status.DEVICE_FAULT, 0
+        match error:
+            case CallRefused():
+                status = error.status
+                gate.faults.note(status.name, f"{binding}: {error}")
+            case DmaError():
+                status = Status.BAD_BUFFER
+                gate.device.bugs.suspect(str(binding), error)
+                gate.faults.note(status.name, f"{binding}: {error}")
+            case DeviceError():
+                try:
+                    status, code = Status.DEVICE_ERROR, _code_of(error)
+                except TypeError as wrong:
+                    gate.device.bugs.report(str(binding), wrong)
+            case HandlerTimeout():
+                status = Status.TIMED_OUT
+                gate.device.bugs.report(str(binding), error)
+            case NoThread():
+                status = Status.BUSY
+                gate.device.bugs.report(str(binding), error)
+            case _:
+                gate.device.bugs.report(str(binding), error)
         binding.note(status)
-        self.gate.faults.note(status.name, f"{binding}: {sentence}")
-        return status, 0, ()
-
-    def _refused_by_device(self, binding: Binding, error: DeviceError) -> Answer:
-        try:
-            code = operator.index(error.code)
-        except (TypeError, AttributeError):
-            wrong = TypeError(f"the code of a DeviceError must be a number, not {error!r}")
-            return self._fault(binding, wrong.with_traceback(error.__traceback__))
-        binding.note(_DEVICE_ERROR)
-        return _DEVICE_ERROR, code & (1 << 64) - 1, ()
-
-    def _fault(self, binding: Binding, error: Exception) -> Answer:
-        binding.note(_FAULT)
-        self.gate.device.bugs.report(str(binding), error)
-        return _FAULT, 0, ()
+        return status, code
 
 
 class Doorbell:
@@ -188,13 +166,41 @@ class Doorbell:
         return (_OK if self._ring(values[0]) else Status.BAD_VALUE), 0, ()
 
 
+def _admit(
+    binding: Binding,
+    slot: Slot,
+    lock: Turn | None,
+    stub: Stub,
+    values: tuple[int, ...],
+    payload: memoryview | None,
+) -> tuple[Any, ...]:
+    """`Slot.run` as the call's quota allows. Who waits for the device's lock counts as in flight,
+    so that a guest cannot fill the host with calls that wait."""
+    quota = binding.quota
+    if quota is None:
+        return slot.run(binding, lock, stub, values, payload)
+    if binding.refusal is not None:
+        raise CallRefused(binding.refusal)  # At no cost to the quota.
+    if not quota.take():
+        raise CallRefused(Status.BUSY)
+    try:
+        return slot.run(binding, lock, stub, values, payload)
+    finally:
+        quota.give()
+
+
+def _code_of(error: DeviceError) -> int:
+    """The code as its 64 bits. Raises TypeError, with the model's traceback, where it has none."""
+    given: Any = getattr(error, "code", None)
+    try:
+        code = operator.index(given)
+    except TypeError:
+        code = 1 << 64
+    if not -(1 << 63) <= code < 1 << 64:
+        wrong = TypeError(f"the code of a DeviceError must be a number of 64 bits, not {given!r}")
+        raise wrong.with_traceback(error.__traceback__) from None
+    return code & (1 << 64) - 1
+
+
 def _no_frame_stub(quads: memoryview, payload: memoryview | None) -> None:
     raise AssertionError("a target without a frame stub has no usual frames")
-
-
-def _admit(binding: Binding) -> tuple[Status | None, Quota | None]:
-    """What filter and quota answer, None if the call may run; and the quota that was taken of."""
-    quota = binding.quota
-    if binding.refusal is not None or quota is None:
-        return binding.refusal, None
-    return (None, quota) if quota.take() else (Status.BUSY, None)

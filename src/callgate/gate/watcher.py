@@ -19,39 +19,42 @@ from __future__ import annotations
 import threading
 import time
 
+from callgate.device import PATIENCE
 from callgate.gate.abi import FrameState
 from callgate.gate.fence import fence
 from callgate.gate.gate import Gate
+from callgate.threads import join
 
 LINGER = 0.005
 _SETTLE = 0.001
 """Seconds after which a store that another thread made can be seen, barrier or not."""
 _READY = int(FrameState.READY)
-_IDLE_LOOKS = 16
+_IDLE_LOOKS = 4
+_LOOKS_AT_LATEST = range(64)
 
 
 class Watcher:
-    """Watches the frames of gates that have the feature `polled` in force, in a thread of its own.
+    """Watches a gate's frames while the feature `polled` is in force, in a thread of its own, so
+    that a slow call holds up no other device.
 
     A `with` block, or `close`, ends the thread. The first doorbell wakes it: a driver that never
     calls costs nothing.
     """
 
-    def __init__(self, gates: list[Gate], *, linger: float = LINGER) -> None:
-        self.gates = gates
+    def __init__(self, gate: Gate, *, linger: float = LINGER, settle: float | None = None) -> None:
+        self.gate = gate
         self.linger = linger
+        self.settle = _SETTLE if settle is None else settle
+        """Seconds until the look for drivers without a barrier; 0, and there is none."""
         self._wake = threading.Event()
         self._closed = False
-        self._states = [
-            gate.ram.cast("I")[
-                gate.frames_offset // 4 : gate.frames_offset // 4
-                + gate.frame_count * gate.frame_size // 4 : gate.frame_size // 4
-            ]
-            for gate in gates
-        ]
-        for gate in gates:
-            gate.watched_by(self._wake.set)
-        self._thread = threading.Thread(target=self._run, name="callgate watcher", daemon=True)
+        begin, step = gate.frames_offset // 4, gate.frame_size // 4
+        self._states = gate.ram.cast("I")[begin : begin + gate.frame_count * step : step]
+        self._latest = self._states[:1], gate.bell(0)
+        gate.watched_by(self._wake.set)
+        self._thread = threading.Thread(
+            target=self._run, name=f"callgate watcher of {gate.device}", daemon=True
+        )
         self._thread.start()
 
     def __enter__(self) -> Watcher:
@@ -61,12 +64,14 @@ class Watcher:
         self.close()
 
     def close(self) -> None:
-        """Stop watching; every call that came while `watching` said 1 has been answered."""
+        """Stop watching; every call that came while `watching` said 1 has been answered.
+
+        A call that does not end is ended, or left behind.
+        """
         self._closed = True
         self._wake.set()
-        self._thread.join()
-        for gate in self.gates:
-            gate.watched_by(None)
+        join(self._thread, 2 * PATIENCE)
+        self.gate.watched_by(None)
 
     def _run(self) -> None:
         while not self._closed:
@@ -75,12 +80,12 @@ class Watcher:
             if self._closed:
                 break
             self._watch()
-            for gate in self.gates:
-                gate.say_watching(False)
+            self.gate.say_watching(False)
             fence()
             self._look()
-            time.sleep(_SETTLE)
-            self._look()
+            if self.settle:
+                time.sleep(self.settle)
+                self._look()
 
     def _watch(self) -> None:
         last = time.monotonic()
@@ -90,7 +95,7 @@ class Watcher:
             if self._wake.is_set():  # Perhaps by a driver that accepted `polled` just now.
                 self._wake.clear()
                 self._announce()
-            if self._look():
+            if self._look() | self._look_at_latest():
                 last = time.monotonic()
                 idle = 0
                 continue
@@ -102,24 +107,36 @@ class Watcher:
 
     def _look(self) -> bool:
         """Answer every frame that is READY; whether there was one."""
+        words = self._states.tolist()
+        if _READY not in words:
+            return False
+        for index, state in enumerate(words):
+            if state == _READY:
+                bell = self.gate.bell(index)
+                self._latest = self._states[index : index + 1], bell
+                try:
+                    bell(True)
+                except BaseException as error:
+                    self._report(error)
+        return True
+
+    def _look_at_latest(self) -> bool:
+        """The same for the frame that was used last, many times: its driver is likely to go on."""
+        state, bell = self._latest
         found = False
-        for gate, states in zip(self.gates, self._states, strict=True):
-            words = states.tolist()
-            if _READY in words:
-                found = True
-                for index, state in enumerate(words):
-                    if state == _READY:
-                        self._ring(gate, index)
+        try:
+            for _ in _LOOKS_AT_LATEST:
+                if state[0] == _READY:
+                    found = True
+                    bell(True)
+        except BaseException as error:
+            self._report(error)
         return found
 
-    def _ring(self, gate: Gate, index: int) -> None:
-        try:
-            gate.ring(index, from_watcher=True)
-        except BaseException as error:
-            # `sys.exit` in a handler, say: it must not end the thread on which drivers count.
-            gate.device.bugs.report(f"{gate.device}, watched", error)
+    def _report(self, error: BaseException) -> None:
+        # `sys.exit` in a handler, say: it must not end the thread on which drivers count.
+        self.gate.device.bugs.report(f"{self.gate.device}, watched", error)
 
     def _announce(self) -> None:
-        for gate in self.gates:
-            if gate.polled:
-                gate.say_watching(True)
+        if self.gate.polled:
+            self.gate.say_watching(True)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""PCI: configuration space, BARs, MSI-X, functions and the bus (PCI Local Bus 3.0).
+"""PCI: configuration space, BARs, MSI and MSI-X, functions and the bus (PCI Local Bus 3.0).
 
-`config` and `capability` hold what a guest configures, `bar` and `msix` what it reaches, `function`
-makes a PCI function of a device, `bus` routes accesses to functions. Section numbers in this
+`config` and `capability` hold what a guest configures, `bar` what it reaches, `message`, `msi` and
+`msix` what reaches it, `function` makes a PCI function of a device, `bus` routes accesses to
+functions. Section numbers in this
 package are the PCI Local Bus Specification's, revision 3.0, where no other is named.
 """
 

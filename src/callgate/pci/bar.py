@@ -41,9 +41,10 @@ class Window:
 
     With `ram` it is plain memory, which a backend maps into the guest. All else traps: `read` and
     `write` take offsets from the window's start, and are made from `ram` where they are not given.
+    With `combines` writes may come late and several at once: see `callgate.Bar`.
     """
 
-    __slots__ = ("name", "offset", "ram", "read", "size", "write")
+    __slots__ = ("combines", "name", "offset", "ram", "read", "size", "write")
 
     def __init__(
         self,
@@ -54,11 +55,13 @@ class Window:
         ram: memoryview | None = None,
         read: Read | None = None,
         write: Write | None = None,
+        combines: bool = False,
     ) -> None:
         self.name = name
         self.offset = offset
         self.size = size
         self.ram = ram
+        self.combines = combines
         self.read: Read = read or self._read_ram
         self.write: Write = write or self._write_ram
 

@@ -24,6 +24,7 @@ from typing import NamedTuple, Protocol
 
 from callgate.errors import BackendError, DmaError
 from callgate.faults import Faults
+from callgate.gate.abi import PAGE
 from callgate.memory import GuestMemory
 from callgate.pci import config as space
 from callgate.pci.bar import SIZES, BarState, Kind, Window, ones
@@ -34,7 +35,6 @@ _CONFIG_ENABLE = 1 << 31
 _CONFIG_BITS = 0x80FF_FFFC
 _SLOTS = 32
 _NUMBERS = 8
-_PAGE = 4096
 
 
 class Place(NamedTuple):
@@ -224,7 +224,7 @@ class Bus:
             area = ports if bar.kind == "io" else memory
             if bar.width == 64 and memory64 is not None:
                 area = memory64
-            step = bar.size if bar.kind == "io" else max(bar.size, _PAGE)
+            step = bar.size if bar.kind == "io" else max(bar.size, PAGE)
             address = -(-free[id(area)] // step) * step
             if address + step > area.stop:
                 raise BackendError(

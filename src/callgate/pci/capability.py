@@ -6,8 +6,8 @@
     |  id   | next  |  body            |      chained from the header's byte 34h; each on a dword
     +-------+-------+------------------+
 
-A class declares its own: `capabilities = (PowerManagement(), VendorCapability(b"..."))`. The MSI-X
-capability and the gate's are added by themselves. A capability holds no state of a device: objects
+A class declares its own: `capabilities = (PowerManagement(), VendorCapability(b"..."))`. Those of
+MSI, MSI-X and the gate are added by themselves. A capability holds no state of a device: objects
 are shared by all devices of the class.
 """
 
@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from callgate.errors import DeclarationError
+from callgate.pci.bar import BarState
 from callgate.pci.config import (
     CAPABILITIES,
     CAPABILITY_END,
@@ -27,6 +28,7 @@ from callgate.pci.config import (
 )
 
 POWER_MANAGEMENT = 0x01
+MSI = 0x05
 VENDOR_SPECIFIC = 0x09
 PCI_EXPRESS = 0x10
 MSIX = 0x11
@@ -44,6 +46,10 @@ class Host(Protocol):
     @property
     def awake(self) -> bool:
         """Whether it is in D0; in D3hot it decodes nothing and issues nothing."""
+
+    @property
+    def bars(self) -> tuple[BarState, ...]:
+        """Its BARs."""
 
     def set_awake(self, awake: bool) -> None:
         """Enter D0 or D3hot."""
@@ -80,6 +86,10 @@ class Capability:
     def size(self) -> int:
         """Bytes in configuration space, id and next pointer included."""
         return 2 + len(self.body)
+
+    def placed(self, host: Host, at: int) -> None:
+        """Called when it has its place, `at` of `host.config`; watches the whole body."""
+        host.config.watch(at + 2, len(self.body), lambda: self.wrote(host, at))
 
     def wrote(self, host: Host, at: int) -> None:
         """Called after the guest wrote to the body; the capability is at `at` of `host.config`."""
@@ -167,11 +177,7 @@ def place(host: Host, capabilities: Iterable[Capability], owner: str) -> dict[in
         config.preset(pointer, 1, at)
         config.preset(at, 1, capability.id)
         config.define(at + 2, capability.body, writable=capability.writable, w1c=capability.w1c)
-
-        def written(capability: Capability = capability, at: int = at) -> None:
-            capability.wrote(host, at)
-
-        config.watch(at + 2, len(capability.body), written)
+        capability.placed(host, at)
         placed[at] = capability
         pointer, at = at + 1, at + capability.size + 3 & ~3
     if placed:

@@ -14,7 +14,7 @@
    100  |     extended configuration space: zeros, up to 1000h        |
 
 Every bit is read-only, writable, or cleared by writing 1 to it. A watcher learns of writes to its
-range, after they are done.
+range, after they are done; a reader, of reads before they are.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ class ConfigSpace:
         self._writable = bytearray(SIZE)
         self._w1c = bytearray(SIZE)
         self._watchers: dict[int, list[tuple[int, int, Callable[[], None]]]] = {}
+        self._readers: dict[int, list[tuple[int, int, Callable[[], None]]]] = {}
         self._lock = Lock()
 
     def define(self, offset: int, value: bytes, *, writable: bytes = b"", w1c: bytes = b"") -> None:
@@ -107,6 +108,11 @@ class ConfigSpace:
         for dword in range(offset & ~3, offset + length, 4):
             self._watchers.setdefault(dword, []).append((offset, offset + length, watcher))
 
+    def watch_reads(self, offset: int, length: int, watcher: Callable[[], None]) -> None:
+        """Call `watcher` before each guest's read that touches the range."""
+        for dword in range(offset & ~3, offset + length, 4):
+            self._readers.setdefault(dword, []).append((offset, offset + length, watcher))
+
     def get(self, offset: int, size: int) -> int:
         """The `size` bytes at `offset`, as a number."""
         return int.from_bytes(self._bytes[offset : offset + size], "little")
@@ -127,6 +133,10 @@ class ConfigSpace:
         if size not in _SIZES or offset % size or not 0 <= offset < SIZE:
             self._bad("read", offset, size)
             return (1 << 8 * max(size, 0)) - 1
+        if self._readers:
+            for start, stop, watcher in self._readers.get(offset & ~3, ()):
+                if start < offset + size and offset < stop:
+                    watcher()
         return int.from_bytes(self._bytes[offset : offset + size], "little")
 
     def write(self, offset: int, size: int, value: int) -> None:

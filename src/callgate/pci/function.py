@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Function: a device on the PCI bus, with all that PCI asks of it.
 
-    guest ---- configuration ----> ConfigSpace --(watchers)--> decode, bus mastering, MSI-X, power
+    guest ---- configuration ----> ConfigSpace --(watchers)--> decode, bus mastering, MSI, power
       |                                                             |
       +------- BAR n, offset ----> Window: registers -> device      |  what a device sees (Plug):
                                    Window: gate, doorbell -> gate   |  memory, trigger, timers, gate
@@ -17,26 +17,30 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from threading import Lock, RLock
-from typing import Literal, ParamSpec, TypeVar
+from typing import Literal, cast
 
+from callgate.deadline import Deadline
 from callgate.device import Device, Memory, TimerQueue
-from callgate.errors import DeclarationError, DmaError
+from callgate.errors import DmaError
 from callgate.gate.abi import PIO_SIZE, DoorbellRegister, Transport
 from callgate.gate.gate import Gate, Offer
+from callgate.gate.tracing import came_by
 from callgate.gate.vectors import VectorTable
 from callgate.memory import anonymous
 from callgate.pci import config as space
 from callgate.pci.bar import BarState, Kind, Read, Window, Write
-from callgate.pci.capability import MSIX, VENDOR_SPECIFIC, Capability, place
+from callgate.pci.capability import MSI, MSIX, VENDOR_SPECIFIC, Capability, place
 from callgate.pci.config import ConfigSpace, define_header
-from callgate.pci.msix import ENABLE, FUNCTION_MASK, Msix, MsixCapability
+from callgate.pci.message import Messages
+from callgate.pci.msi import Msi
+from callgate.pci.msix import Msix, MsixCapability
 from callgate.pci.names import config_name
+from callgate.pci.tracing import TracedMemory
 from callgate.register import Bar
+from callgate.spec import BARS
 from callgate.trace import Event, Trace
 
-P = ParamSpec("P")
-T = TypeVar("T")
-_BARS = 6
+_WAYS = {"doorbell": "mmio", "doorbell ports": "pio"}
 _DOORBELLS = {int(register): register.name for register in DoorbellRegister}
 
 
@@ -52,47 +56,74 @@ class BusMaster:
         self._owner = owner
         self._aborted = aborted
 
+    # Written out, since models spend much of their time here.
+
     def read(self, gpa: int, length: int) -> bytes:
         """See `Memory`."""
-        return self._issue(self._memory.read, gpa, length)
+        if not self.enabled:
+            self._need_master()
+        try:
+            return self._memory.read(gpa, length)
+        except DmaError:
+            self._aborted()
+            raise
 
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
         """See `Memory`."""
-        self._issue(self._memory.write, gpa, data)
+        if not self.enabled:
+            self._need_master()
+        try:
+            self._memory.write(gpa, data)
+        except DmaError:
+            self._aborted()
+            raise
 
     def map(self, gpa: int, length: int, *, write: bool = False) -> memoryview:
         """See `Memory`."""
-        return self._issue(self._memory.map, gpa, length, write=write)
+        self._need_master()
+        try:
+            return self._memory.map(gpa, length, write=write)
+        except DmaError:
+            # Memory that the VMM does not share is there all the same: no abort on the bus.
+            self.check(gpa, length, write=write)
+            raise
 
     def scatter(
         self, pieces: Iterable[tuple[int, int]], *, write: bool = False
     ) -> list[memoryview]:
         """See `Memory`."""
-        return self._issue(self._memory.scatter, pieces, write=write)
+        self._need_master()
+        pieces = list(pieces)
+        try:
+            return self._memory.scatter(pieces, write=write)
+        except DmaError:
+            for gpa, length in pieces:
+                self.check(gpa, length, write=write)
+            raise
 
     def check(self, gpa: int, length: int, *, write: bool) -> None:
         """See `Memory`."""
-        self._issue(self._memory.check, gpa, length, write=write)
+        self._need_master()
+        try:
+            self._memory.check(gpa, length, write=write)
+        except DmaError:
+            self._aborted()
+            raise
 
-    def _issue(self, access: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    def _need_master(self) -> None:
         if not self.enabled:
             raise DmaError(
                 f"{self._owner} must be bus master to reach memory: the driver has to set bit 2 of "
                 "the command register, in power state D0"
             )
-        try:
-            return access(*args, **kwargs)
-        except DmaError:
-            self._aborted()
-            raise
 
 
 class Function:
     """One function of the PCI bus, made of a device. Implements `callgate.device.Plug` for it.
 
-    `deliver(address, data)` sends an MSI-X message: a write of 32 bits to a GPA. `set_intx(level)`
-    is the INTA line. Building one plugs the device in; `close` unplugs it. Raises DeclarationError
-    where the declared BARs or capabilities leave no room.
+    `deliver(address, data)` sends a message: a write of 32 bits to a GPA; None where a VMM makes
+    messages (`connect`). `set_intx(level)` is the INTA line. Building one plugs the device in;
+    `close` unplugs it. Raises DeclarationError where the declared capabilities leave no room.
 
     `config_read`, `config_write` and the BARs never raise for what a guest does.
     """
@@ -102,7 +133,7 @@ class Function:
         device: Device,
         *,
         memory: Memory,
-        deliver: Callable[[int, int], None],
+        deliver: Callable[[int, int], None] | None,
         set_intx: Callable[[bool], None],
         timers: TimerQueue,
         table: VectorTable,
@@ -110,8 +141,12 @@ class Function:
         time_limit: float | None = None,
         trace: Trace | None = None,
     ) -> None:
+        if not isinstance(device, Device):
+            hint = f", {device.__name__}()" if isinstance(device, type) else ""
+            raise TypeError(f"What is plugged in must be a device{hint}, not {device!r}")
         spec = device.spec
         self.device = device
+        device.time_limit = None if time_limit is None else Deadline(device.lock, time_limit)
         self.name = spec.name
         self.faults = device.faults
         self.timers = timers
@@ -121,6 +156,10 @@ class Function:
         self._trace = trace
         self._set_intx = set_intx
         self._memory = BusMaster(memory, spec.name, self._master_abort)
+        self.memory: Memory = self._memory
+        """Guest memory, gated by bus mastering."""
+        if trace is not None:
+            self.memory = TracedMemory(self._memory, self._record)
         self._levels: set[int] = set()
         self._line = False
         self._line_lock = RLock()
@@ -136,9 +175,14 @@ class Function:
             class_code=device.class_code,
             revision=device.revision,
             subsystem=device.subsystem,
-            pin=space.PIN_A if vectors else 0,
+            pin=space.PIN_A if spec.interrupts else 0,
         )
-        self.msix = Msix(vectors, deliver, self.faults) if vectors else None
+        self.msix = Msix(vectors, deliver, self.faults) if vectors and device.msix else None
+        masking = device.msi_masking
+        self.msi = Msi(vectors, deliver, masking=masking) if vectors and device.msi else None
+        # In this order, since MSI may be used only while MSI-X is disabled (6.8.1.3).
+        self._messages: tuple[Messages, ...] = tuple(filter(None, (self.msix, self.msi)))
+        self._in_use: Messages | None = None
         self.gate: Gate | None = None
         if spec.calls:
             self.gate = Gate(
@@ -147,7 +191,6 @@ class Function:
                 offer or Offer(),
                 interrupt=len(spec.interrupts),
                 trigger=self.trigger,
-                time_limit=time_limit,
                 trace=trace,
             )
         try:
@@ -155,7 +198,7 @@ class Function:
             self.bars: tuple[BarState, ...] = ()
             self._place_capabilities(self._place_bars())
             self.config.watch(space.COMMAND, 2, self._follow)
-            self.config.watch(space.BAR0, 4 * _BARS, self._follow)
+            self.config.watch(space.BAR0, 4 * BARS, self._follow)
             device.plug_in(self)
         except BaseException:
             if self.gate is not None:
@@ -194,8 +237,8 @@ class Function:
     def reset(self) -> None:
         """Reset the function: configuration, interrupts, gate, registers, then the model."""
         self.config.reset()
-        if self.msix is not None:
-            self.msix.reset()
+        for messages in self._messages:
+            messages.reset()
         with self._line_lock:
             self._levels.clear()
         self.awake = True
@@ -206,47 +249,45 @@ class Function:
 
     # --- the device's side: Plug -----------------------------------------------------------------
 
-    @property
-    def memory(self) -> Memory:
-        """Guest memory, gated by bus mastering."""
-        return self._memory
-
     def bar_memory(self, index: int) -> memoryview:
         """The memory of a BAR that was declared with `ram`. It survives a reset."""
         return self._ram[index]
 
     def trigger(self, index: int) -> None:
-        """Send the MSI-X message of a vector; without MSI-X, assert INTA until it is deasserted.
+        """Send an interrupt's message; without MSI and MSI-X, assert INTA until it is deasserted.
 
-        The gate's interrupt is MSI-X only, since the gate has no register to deassert it by.
+        The gate's interrupt is a message only, since the gate has no register to deassert it by.
         """
         began = time.perf_counter() if self._trace is not None else 0.0
-        msix = self.msix
-        assert msix is not None
-        if msix.enabled or msix.signal is not None:
-            msix.trigger(index)
+        messages = self._in_use
+        if messages is not None:
+            messages.trigger(index)
         elif index < len(self.device.spec.interrupts):
             self._set_level(index, True)
         if self._trace is not None:
             self._record("interrupt", self._interrupt_name(index), (), "", began)
 
     def set_level(self, index: int, level: bool) -> None:
-        """Assert or deassert INTA for one interrupt; with MSI-X, to assert is to trigger."""
+        """Assert or deassert INTA for one interrupt; by messages, trigger or withdraw it."""
         if level:
             self.trigger(index)
-        else:
-            self._set_level(index, False)
+            return
+        for messages in self._messages:
+            messages.withdraw(index)
+        self._set_level(index, False)
 
     @property
-    def signal(self) -> Callable[[int], None] | None:
-        """Where interrupts go by index when a VMM owns the MSI-X table (vfio-user), else None."""
-        return self.msix.signal if self.msix is not None else None
+    def msix_enabled(self) -> bool:
+        """Whether the driver has enabled MSI-X."""
+        return self.msix is not None and self._in_use is self.msix
 
-    @signal.setter
-    def signal(self, signal: Callable[[int], None] | None) -> None:
-        if self.msix is not None:
-            self.msix.signal = signal
-            self._follow()
+    def connect(self, messages: Messages, signal: Callable[[int], None], vectors: int) -> None:
+        """Let a VMM make the first `vectors` messages of MSI or MSI-X; 0: no more.
+
+        That enables them, as the capability's bit does (linux/vfio.h, VFIO_DEVICE_SET_IRQS).
+        """
+        messages.connect(signal, vectors)
+        self._follow()
 
     # --- what follows configuration --------------------------------------------------------------
 
@@ -258,7 +299,6 @@ class Function:
 
     def _follow(self) -> None:
         """Let everything be what configuration space says now, whatever was written before."""
-        msix = self.msix
         # Whoever writes last must see all writes; what is told to others is told without the lock.
         with self._following:
             command = self.config.get(space.COMMAND, 2) if self.awake else 0
@@ -266,18 +306,18 @@ class Function:
                 bit = space.COMMAND_IO if bar.kind == "io" else space.COMMAND_MEMORY
                 bar.decoding = bool(command & bit)
             self._memory.enabled = bool(command & space.COMMAND_MASTER)
-            if msix is not None:
-                control = self.config.get(self._msix_at + 2, 2)
-                msix.enabled = bool(control & ENABLE)
-                msix.function_masked = bool(control & FUNCTION_MASK)
-                msix.may_send = self._memory.enabled
+            for messages in self._messages:
+                messages.follow()
+            self._in_use = next((each for each in self._messages if each.in_use), None)
+            for messages in self._messages:
+                messages.may_send = self._memory.enabled and messages is self._in_use
             mapped = tuple(bar.address if bar.enabled else None for bar in self.bars)
             moved = mapped != self._mapped
             self._mapped = mapped
         if moved and self.on_mapping is not None:
             self.on_mapping()
-        if msix is not None:
-            msix.flush()
+        for messages in self._messages:
+            messages.flush()
         self._drive_line()
 
     def _set_level(self, index: int, level: bool) -> None:
@@ -286,11 +326,10 @@ class Function:
             self._drive_line()
 
     def _drive_line(self) -> None:
-        """Let INTA be what levels, MSI-X and command register say (6.2.2, 6.2.3, 6.8.2)."""
+        """Let INTA be what levels, messages and command register say (6.2.2, 6.2.3, 6.8.3.3)."""
         # The lock is held over the call, so that two threads' levels arrive in their order.
         with self._line_lock:
-            messages = self.msix is not None and (self.msix.enabled or self.msix.signal is not None)
-            wanted = bool(self._levels) and not messages
+            wanted = bool(self._levels) and self._in_use is None
             bit = space.STATUS_INTERRUPT
             self.config.change(space.STATUS, 2, clear=bit, set=bit if wanted else 0)
             disabled = self.config.get(space.COMMAND, 2) & space.COMMAND_INTX_DISABLE
@@ -305,22 +344,17 @@ class Function:
     # --- building --------------------------------------------------------------------------------
 
     def _place_bars(self) -> list[Capability]:
-        """Make all BARs; returns the capabilities that say where MSI-X table and gate are."""
+        """Make all BARs; returns the function's own capabilities, which say where things are."""
         spec = self.device.spec
         states = [self._declared(bar) for bar in spec.bars]
         taken = {bar.index + half for bar in spec.bars for half in range(bar.width // 32)}
 
-        def take(what: str, count: int) -> int | None:
-            for index in range(_BARS + 1 - count):
+        def take(count: int) -> int | None:
+            for index in range(BARS + 1 - count):
                 slots = set(range(index, index + count))
                 if not slots & taken:
                     taken.update(slots)
                     return index
-            if what:
-                raise DeclarationError(
-                    f"{self.name} must leave a BAR free for its {what}: it declares "
-                    f"{', '.join(bar.name for bar in spec.bars)}"
-                )
             return None
 
         def add(
@@ -329,15 +363,17 @@ class Function:
             states.append(self._bar(index, size, windows, kind=kind, width=width))
 
         found: list[Capability] = []
+        if self.msi is not None:
+            found.append(self.msi.capability())
         if self.msix is not None:
-            index = take("MSI-X table", 1)
-            assert index is not None
+            index = take(1)
+            assert index is not None  # `spec.py` sees to it.
             add(index, self.msix.bar_size, *self.msix.windows())
             found.append(MsixCapability(self.msix.vectors, index, self.msix.pending_at))
         gate = self.gate
         if gate is not None:
-            wide = take("", 2)
-            index = wide if wide is not None else take("gate", 1)
+            wide = take(2)
+            index = wide if wide is not None else take(1)
             assert index is not None
             add(
                 index,
@@ -353,7 +389,7 @@ class Function:
                 width=32 if wide is None else 64,
             )
             # The one that a device can do without: its transport is then not offered.
-            ports = take("", 1) if gate.offer.transports & Transport.PIO else None
+            ports = take(1) if gate.offer.transports & Transport.PIO else None
             if ports is not None:
                 window = Window(
                     "doorbell ports", 0, PIO_SIZE, read=gate.pio_read, write=gate.pio_write
@@ -374,7 +410,8 @@ class Function:
         else:
             read: Read = partial(self.device.register_read, bar.index)
             write: Write = partial(self.device.register_write, bar.index)
-            window = Window(bar.name, 0, bar.size, read=read, write=write)
+            combines = bar.write_combining
+            window = Window(bar.name, 0, bar.size, read=read, write=write, combines=combines)
         return self._bar(
             bar.index,
             bar.size,
@@ -407,29 +444,14 @@ class Function:
         )
 
     def _place_capabilities(self, own: list[Capability]) -> None:
-        declared = self.device.capabilities
-        seen: set[int] = set()
-        for each in declared:
-            if not isinstance(each, Capability):
-                raise DeclarationError(
-                    f"The capabilities of {self.name} must be Capability objects "
-                    f"(callgate.pci.capability), not {each!r}"
-                )
-            if each.id == MSIX:
-                raise DeclarationError(
-                    f"{self.name} must not declare an MSI-X capability: Interrupt() makes it"
-                )
-            if each.id in seen and each.id != VENDOR_SPECIFIC:
-                raise DeclarationError(
-                    f"{self.name} must not declare two capabilities with the id {each.id:#04x}"
-                )
-            seen.add(each.id)
+        declared = cast("tuple[Capability, ...]", self.device.capabilities)
         placed = place(self, (*declared, *own), self.name)
         self._capabilities = {at: each.id for at, each in placed.items()}
-        for at, each in placed.items():
-            if each.id == MSIX:
-                self._msix_at = at
-                self.config.watch(at + 2, 2, self._follow)
+        for id, messages in ((MSIX, self.msix), (MSI, self.msi)):
+            if messages is not None:
+                at = next(at for at, each in placed.items() if each.id == id)
+                messages.placed(self.config, at)
+                self.config.watch(at + 2, placed[at].size - 2, self._follow)
 
     # --- tracing ---------------------------------------------------------------------------------
 
@@ -446,7 +468,8 @@ class Function:
 
         def traced_write(offset: int, size: int, value: int) -> None:
             began = time.perf_counter()
-            write(offset, size, value)
+            with came_by(_WAYS.get(window.name, window.name)):
+                write(offset, size, value)
             self._record("write", self._place_name(bar, window, offset), (value,), "", began)
 
         window.read, window.write = traced_read, traced_write

@@ -9,22 +9,18 @@
     capability, from its body    +2  message control: 15 enable, 14 function mask, 10:0 entries - 1
                                  +4  table: offset | BAR       +8  pending bits: offset | BAR
 
-A message that cannot go sets its pending bit and goes when it can. The specification says so of
-masked vectors (6.8.3.4 and 6.8.3.5). Here it also holds while bus mastering is off or the function
-is in D3hot: the function may not write then (6.2.2, command bit 2), and a driver that turns bus
-mastering on after it unmasked loses nothing.
+When a message goes, and when it is pending, is the same as with MSI (`message.py`).
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from functools import partial
-from threading import Lock
 
 from callgate.faults import Faults
 from callgate.pci.bar import Window, ones
 from callgate.pci.capability import MSIX, Capability
+from callgate.pci.message import Messages
 
 ENTRY = 16
 MAX_VECTORS = 2048
@@ -46,26 +42,20 @@ class MsixCapability(Capability):
         )
 
 
-class Msix:
-    """The MSI-X part of a function with `vectors` entries, 1 to 2048.
+class Msix(Messages):
+    """The MSI-X part of a function with `vectors` entries, 1 to 2048. See `Messages`.
 
-    `deliver(address, data)` sends a message. `enabled` and `function_masked` follow the capability,
-    `may_send` follows bus mastering: who changes one of them calls `flush`. Safe from any thread.
+    Interrupt n has vector n. A VMM that makes the messages keeps table and masks as well.
     """
 
-    def __init__(self, vectors: int, deliver: Callable[[int, int], None], faults: Faults) -> None:
-        self.vectors = vectors
-        self.deliver = deliver
-        self.enabled = False
+    def __init__(
+        self, vectors: int, deliver: Callable[[int, int], None] | None, faults: Faults
+    ) -> None:
+        super().__init__(vectors, deliver)
         self.function_masked = False
-        self.may_send = False
-        self.signal: Callable[[int], None] | None = None
-        """Where a VMM that owns table and masks (vfio-user) takes interrupts, by index."""
         self._faults = faults
-        self._lock = Lock()
         self._table = bytearray(_MASKED_ENTRY * vectors)
         self._writable = _WRITABLE_ENTRY * vectors
-        self._pending: set[int] = set()
         half = max(ENTRY * vectors, 2048)
         self.pending_at = 1 << (half - 1).bit_length()
         self.bar_size = 2 * self.pending_at
@@ -86,48 +76,31 @@ class Msix:
             ),
         )
 
-    def trigger(self, index: int) -> None:
-        """Send the message of a vector, or make it pending."""
+    def follow(self) -> None:
+        """See `Messages`."""
         with self._lock:
-            send = self._message(index)
-            if send is None:
-                self._pending.add(index)
-        if send is not None:
-            send()
-
-    def flush(self) -> None:
-        """Send what is pending and can go."""
-        with self._lock:
-            ready = {index: self._message(index) for index in sorted(self._pending)}
-            self._pending = {index for index, send in ready.items() if send is None}
-        for send in ready.values():
-            if send is not None:
-                send()
-
-    def is_pending(self, index: int) -> bool:
-        """Whether the pending bit of a vector is set."""
-        return index in self._pending
+            control = self._config.get(self._at + 2, 2)
+            self.enabled = bool(control & ENABLE)
+            self.function_masked = bool(control & FUNCTION_MASK)
 
     def reset(self) -> None:
-        """All vectors masked, nothing pending, disabled."""
+        """See `Messages`; all vectors are masked."""
         with self._lock:
             self._table[:] = _MASKED_ENTRY * self.vectors
-            self._pending.clear()
-            self.enabled = self.function_masked = False
+            self.function_masked = False
+        super().reset()
 
-    def _message(self, index: int) -> Callable[[], None] | None:
-        """How to send a vector's message now; None when it cannot go.
+    def _vector(self, interrupt: int) -> int:
+        return interrupt
 
-        To be called outside the lock: a message is a write, which may end in this very table.
-        """
-        if not self.may_send:
-            return None
+    def _is_masked(self, vector: int) -> bool:
         if self.signal is not None:
-            return partial(self.signal, index)
-        address, data, control = struct.unpack_from("<QII", self._table, index * ENTRY)
-        if control & 1 or self.function_masked or not self.enabled:
-            return None
-        return partial(self.deliver, address, data)
+            return False
+        return self.function_masked or bool(self._table[vector * ENTRY + 12] & 1)
+
+    def _where(self, vector: int) -> tuple[int, int]:
+        address, data = struct.unpack_from("<QI", self._table, vector * ENTRY)
+        return address, data
 
     def _read_table(self, offset: int, size: int) -> int:
         if size in (4, 8) and not offset % size:
