@@ -23,10 +23,10 @@ from statistics import median
 from callgate.backends.platform import PLATFORMS, Platform
 from callgate.bench.device import Bench
 from callgate.bench.order import CALL, OUT, PATHS, STORE, SYMBOL, TRAP, Order
-from callgate.bench.report import BenchError, Row, percentile
+from callgate.bench.report import Row, percentile
 from callgate.call import call, u64
 from callgate.elf import Program, read_program
-from callgate.errors import GuestError
+from callgate.errors import BenchError, GuestError
 from callgate.gate.abi import Instruction, Transport
 from callgate.machine import Machine
 
@@ -97,13 +97,14 @@ class Way:
                 )
 
 
-class _Polled(Bench):
+class Polled(Bench):
     """The same, for calls that do not trap: it takes the time of the first call of each batch."""
 
     name = "bench"
 
     @call
     def add(self, a: u64, b: u64) -> u64:
+        """Return the sum, modulo 2**64."""
         if not a:
             self.times.append(time.perf_counter_ns())
         return (a + b) & 0xFFFF_FFFF_FFFF_FFFF
@@ -146,7 +147,7 @@ def measure(way: Way, calls: int) -> Row:
     bare: list[float] = []
     ratios: list[float] = []
     polled = way.transport == "polled"
-    device = _Polled() if polled else Bench()
+    device = Polled() if polled else Bench()
     with (
         Machine(
             device,
@@ -157,21 +158,21 @@ def measure(way: Way, calls: int) -> Row:
             timeout=TIMEOUT,
             watch=polled,
         ) as machine,
-        _cores_apart() if polled else nullcontext(),
+        cores_apart() if polled else nullcontext(),
     ):
-        run = partial(_run, machine, device, _place(program))
+        run = partial(marks_of, machine, device, place_of(program))
         order = Order(batches, SIZE, what=CALL, path=PATHS[way.transport])
         for _ in range(ROUNDS):
-            whole = _each(run(order))
+            whole = each_of(run(order))
             full += whole
             if trap is not None:
-                alone = _each(_run_bare(program, replace(trap, batches=batches, size=SIZE)))
+                alone = each_of(_run_bare(program, replace(trap, batches=batches, size=SIZE)))
                 bare += alone
                 ratios.append(median(whole) / median(alone))
             mark = 0.0
             if not polled:
-                mark = median(_gaps(run(replace(order, size=0, batches=singles))))
-            gaps = _gaps(run(replace(order, size=1, batches=singles)))
+                mark = median(gaps_of(run(replace(order, size=0, batches=singles))))
+            gaps = gaps_of(run(replace(order, size=1, batches=singles)))
             single += [gap - mark for gap in gaps]
     return Row(
         backend="unicorn",
@@ -189,7 +190,7 @@ def measure(way: Way, calls: int) -> Row:
 
 
 @contextmanager
-def _cores_apart() -> Iterator[None]:
+def cores_apart() -> Iterator[None]:
     """Give the emulator's thread and the watching one a core each, if there are two.
 
     The scheduler puts them onto one core when others keep the machine busy. Then each call waits
@@ -200,7 +201,7 @@ def _cores_apart() -> Iterator[None]:
         yield
         return
     for thread in threading.enumerate():
-        if thread.name == "callgate watcher" and thread.native_id is not None:
+        if thread.name.startswith("callgate watcher") and thread.native_id is not None:
             os.sched_setaffinity(thread.native_id, cores[1:])
     os.sched_setaffinity(0, cores[:1])
     try:
@@ -209,7 +210,7 @@ def _cores_apart() -> Iterator[None]:
         os.sched_setaffinity(0, cores)
 
 
-def _run(machine: Machine, device: Bench, place: int, order: Order) -> list[int]:
+def marks_of(machine: Machine, device: Bench, place: int, order: Order) -> list[int]:
     """The clock at each mark, in nanoseconds."""
     machine.reset()
     device.times.clear()
@@ -227,7 +228,7 @@ def _run_bare(program: Program, trap: Order) -> list[int]:
 
     order = replace(trap, place=PLACE if trap.what == STORE else PLACE >> 16, mark=MARK)
     memory = [(segment.address, segment.data) for segment in program.segments]
-    memory.append((_place(program), order.pack()))
+    memory.append((place_of(program), order.pack()))
     times: list[int] = []
     clock = time.perf_counter_ns
 
@@ -238,14 +239,15 @@ def _run_bare(program: Program, trap: Order) -> list[int]:
     return times
 
 
-def _place(program: Program) -> int:
+def place_of(program: Program) -> int:
+    """Where the guest looks for its order. Raises BenchError."""
     for symbol in program.symbols:
         if symbol.name == SYMBOL:
             return symbol.address
     raise BenchError(f"{program.path} must have the symbol {SYMBOL}: it must not be stripped")
 
 
-def _gaps(times: Sequence[int]) -> list[float]:
+def gaps_of(times: Sequence[int]) -> list[float]:
     """Microseconds from mark to mark, without the first ones."""
     return [
         (after - before) / 1e3
@@ -253,6 +255,6 @@ def _gaps(times: Sequence[int]) -> list[float]:
     ]
 
 
-def _each(times: Sequence[int]) -> list[float]:
+def each_of(times: Sequence[int]) -> list[float]:
     """Microseconds of each call or trap, on the average of each batch."""
-    return [gap / SIZE for gap in _gaps(times)]
+    return [gap / SIZE for gap in gaps_of(times)]

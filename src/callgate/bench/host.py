@@ -13,8 +13,7 @@ from statistics import median
 
 from callgate.bench.device import Bench
 from callgate.bench.report import Check, Row, percentile
-from callgate.driver.device import open_device
-from callgate.driver.direct import DirectDoor
+from callgate.driver.find import open_device
 from callgate.gate.abi import Transport
 from callgate.gate.gate import Router
 from callgate.gate.vectors import VectorTable
@@ -38,7 +37,7 @@ def loopback_rows(calls: int) -> Iterator[Row]:
     for transport in (Transport.HYPERCALL, Transport.PIO, Transport.MMIO):
         name = (transport.name or "").lower()
         with Machine(Bench(), on="loopback", watch=False) as machine:
-            device = open_device("bench", DirectDoor(machine), transport=transport)
+            device = open_device("bench", machine.door, transport=transport)
             add = device.add
 
             def call(add: Callable[[int, int], int] = add) -> None:

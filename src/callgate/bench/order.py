@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 SYMBOL = "bench_order"
 """Where the guest looks for it."""
-CALL, STORE, OUT, TRAP = range(4)
-"""What it does: calls of the device, or one kind of bare trap."""
+CALL, STORE, OUT, TRAP, READ, WRITE, POST, ROUND, RING_PORT, WATCHED, SEVERAL = range(11)
+"""What it does: calls of the device, one kind of bare trap, or one of access."""
 PATHS = {"polled": 1, "hypercall": 2, "hypercall-frame": 3, "pio": 4, "mmio": 5}
 """enum callgate_path of the guest library."""
 _LAYOUT = struct.Struct("<6I2Q")

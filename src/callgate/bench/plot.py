@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from callgate.bench.report import BenchError, Row
+from callgate.bench.report import Row
+from callgate.errors import BenchError
 
 ENDINGS = (".png", ".svg", ".pdf")
 
@@ -16,6 +18,10 @@ def check_plot(file: Path) -> None:
     """Raise BenchError if no plot can be drawn into `file`, before anything is measured for it."""
     if file.suffix not in ENDINGS:
         raise BenchError(f"A plot's file must end in {', '.join(ENDINGS)}, and {file} does not")
+    folder = file.resolve().parent
+    writable = os.access(file if file.exists() else folder, os.W_OK)
+    if not folder.is_dir() or file.is_dir() or not writable:
+        raise BenchError(f"A plot's file must be one that can be written, and {file} cannot")
     if find_spec("matplotlib") is None:
         raise BenchError('A plot needs matplotlib: pip install "callgate[plot]"')
 

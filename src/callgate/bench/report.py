@@ -8,11 +8,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from callgate.errors import CallgateError
-
-
-class BenchError(CallgateError):
-    """Something that a bench needs is not there."""
+MARK = "<!-- callgate bench --markdown -->"
 
 
 @dataclass(frozen=True)
@@ -73,6 +69,42 @@ def as_json(rows: Sequence[Row], checks: Sequence[Check]) -> str:
         "checks": [{**asdict(check), "met": check.met} for check in checks],
     }
     return json.dumps(found, indent=2)
+
+
+def as_markdown(rows: Sequence[Row], checks: Sequence[Check]) -> str:
+    """All of it, as README.md shows it between the lines `MARK` and `<!-- end -->`."""
+    lines = [
+        "| backend | architecture | platform | transport | traps by | median us | p99 us "
+        "| bare trap us | ratio | target |",
+        "|---|---|---|---|---|---:|---:|---:|---:|---|",
+    ]
+    for row in rows:
+        place = ("", "") if row.arch == "none" else (row.arch, row.platform)
+        words = (row.backend, *place, row.transport, row.instruction)
+        figures = (
+            f"{row.median:.2f}",
+            f"{row.p99:.2f}",
+            "" if row.bare is None else f"{row.bare:.2f}",
+            "" if row.ratio is None else f"{row.ratio:.2f} x",
+            _target(row.target, "us" if row.ratio is None else "x", row.met),
+        )
+        lines.append(f"| {' | '.join((*words, *figures))} |")
+    lines += ["", "| | | target |", "|---|---:|---|"]
+    for check in checks:
+        value = "" if check.value is None else f"{_figure(check.value)} {check.unit}".rstrip()
+        lines.append(f"| {check.what} | {value} | {_target(check.target, check.unit, check.met)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def _target(target: float | None, unit: str, met: bool | None) -> str:
+    if target is None:
+        return ""
+    verdict = {True: "met", False: "missed", None: "not measured"}[met]
+    return f"{target:g} {unit}".rstrip() + f": {verdict}"
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

@@ -7,7 +7,7 @@ import sys
 
 from callgate.device import Device
 
-_COMMANDS = ("run", "show", "header")
+_COMMANDS = ("run", "serve", "show", "header", "reference")
 
 
 def main(device: type[Device] | None = None) -> None:
@@ -22,8 +22,36 @@ def main(device: type[Device] | None = None) -> None:
         if device.__module__ != "__main__":
             return
         file = sys.modules["__main__"].__file__
-        command = arguments.pop(0) if arguments and arguments[0] in _COMMANDS else "run"
+        command = "run"
+        if arguments and arguments[0].isidentifier():  # Which no option and no file is.
+            command = arguments.pop(0)
+            if command not in _COMMANDS:
+                print(_no_command(command), file=sys.stderr)
+                sys.exit(2)
         arguments = [command, f"{file}:{device.__name__}", *arguments]
-    from callgate.cli.app import run_app
-
+    try:
+        from callgate.cli.app import run_app
+    except ModuleNotFoundError as error:
+        sys.exit(_run_bare(arguments, error))
     sys.exit(run_app(arguments))
+
+
+def _no_command(word: str) -> str:
+    return (
+        f"callgate: A device file's command must be one of {', '.join(_COMMANDS)}, not {word}: "
+        "`callgate` itself has others (--help)"
+    )
+
+
+def _run_bare(arguments: list[str], missing: ModuleNotFoundError) -> int | str:
+    """In a guest, where the package may be installed without what it depends on."""
+    if (missing.name or "").startswith("callgate"):
+        raise missing
+    if arguments[:1] == ["lspci"]:
+        from callgate.driver.lspci import main
+
+        return main(arguments[1:])
+    return (
+        f"callgate: {missing.name} must be installed for all commands but lspci: "
+        "pip install callgate, without --no-deps"
+    )

@@ -2,31 +2,39 @@
 """The commands. Each says in its help what it does, with an example.
 
 Exit codes: the guest's own for `run`; 2 for what the user can mend, told in one sentence; 1 for a
-bug in a device model, shown as its own traceback, and for a demo that went wrong; 130 for Ctrl-C.
+bug in a device model, shown as its own traceback, and for a demo that went wrong; 130 for Ctrl-C;
+0 for a `serve` that SIGTERM ended.
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
+import math
 import os
+import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 from typer.main import get_command
 
-from callgate.device import Device
-from callgate.errors import BackendError, CallgateError
-from callgate.load import DeviceFileBug, find_guest, load_device_class
-from callgate.report import user_traceback
-
-if TYPE_CHECKING:
-    from callgate.trace import Event
+from callgate.cli.options import (
+    File,
+    Files,
+    HandlerTimeout,
+    Json,
+    Lspci,
+    Slots,
+    Trace,
+    need_positive,
+    tracer,
+)
+from callgate.cli.run import run
+from callgate.errors import CallgateError
+from callgate.load import load_device_class, load_slot, make_devices
+from callgate.report import is_users, user_traceback
 
 WRONG_USE = 2
 INTERRUPTED = 130
@@ -40,14 +48,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-File = Annotated[
-    str, typer.Argument(metavar="FILE", help="A device file, or FILE:CLASS.", show_default=False)
-]
-Files = Annotated[
-    list[str],
-    typer.Argument(metavar="FILE...", help="Device files, or FILE:CLASS.", show_default=False),
-]
-
 
 def run_app(arguments: list[str]) -> int:
     """Run the command line with these arguments; the exit code."""
@@ -59,29 +59,35 @@ def run_app(arguments: list[str]) -> int:
         sys.stdout.flush()
     except typer.Exit as error:
         return error.exit_code
-    except SystemExit as error:  # A model's.
+    except SystemExit as error:  # A model's, or rich's, which ends so what nobody reads.
+        if isinstance(error.__context__, BrokenPipeError):
+            return _nobody_reads()
         return error.code if isinstance(error.code, int) else _tell(str(error.code), 1)
     except typer.TyperException as error:
         return _tell(f"{error.format_message().rstrip('.')} (--help tells more)")
     except KeyboardInterrupt:
         return _tell("interrupted", INTERRUPTED)
     except BrokenPipeError:
-        # Python flushes once more at its end, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return NOBODY_READS
-    except DeviceFileBug as error:
-        print(user_traceback(error.__cause__ or error), file=sys.stderr)
-        return 1
+        return _nobody_reads()
     except CallgateError as error:
         return _tell(str(error))
-    except OSError as error:
-        return _tell(f"{error.filename or 'the system'}: {error.strerror or error}")
+    except Exception as error:
+        if isinstance(error, OSError) and not is_users(error):
+            return _tell(f"{error.filename or 'the system'}: {error.strerror or error}")
+        print(user_traceback(error), file=sys.stderr)
+        return 1
     return 0
 
 
 def _tell(sentence: str, code: int = WRONG_USE) -> int:
     print(f"callgate: {sentence}", file=sys.stderr)
     return code
+
+
+def _nobody_reads() -> int:
+    # Python flushes once more at its end, and would complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return NOBODY_READS
 
 
 def _version(wanted: bool) -> None:
@@ -102,99 +108,15 @@ def options(
     """Choose a command below; each has --help."""
 
 
-@app.command()
-def run(
-    files: Files,
-    on: Annotated[str, typer.Option(metavar="BACKEND", help="Where the guest runs.")] = "unicorn",
-    arch: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ARCH",
-            help="x86_64, i386, aarch64 or riscv64.",
-            show_default="the ELF file's; else x86_64",
-        ),
-    ] = None,
-    platform: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PLATFORM",
-            help="Who traps hypercalls: kvm-intel, kvm-amd, lguest, smccc, sbi; native: nobody.",
-            show_default="the architecture's usual one",
-        ),
-    ] = None,
-    guest: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="ELF", help="The guest program.", show_default="the one built for the folder"
-        ),
-    ] = None,
-    trace: Annotated[
-        bool,
-        typer.Option("--trace", help="Print every access, call and interrupt to standard error."),
-    ] = False,
-    timeout: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="End a guest that runs longer.")
-    ] = None,
-    instructions: Annotated[
-        int | None, typer.Option(metavar="N", help="End a guest that executes more.")
-    ] = None,
-    handler_timeout: Annotated[
-        float | None,
-        typer.Option(metavar="SECONDS", help="Answer TIMED_OUT for a handler that takes longer."),
-    ] = None,
-) -> None:
-    """Run a guest program with the devices plugged in; exit with the guest's exit code.
-
-    For example:
-
-    [bold]callgate run examples/01_adder/device.py[/bold]
-
-    [bold]callgate run examples/01_adder/device.py --arch riscv64 --platform native --trace[/bold]
-
-    [bold]callgate run device.py other.py:Second --guest firmware.elf --timeout 10[/bold]
-    """
-    for name, value in (("--timeout", timeout), ("--handler-timeout", handler_timeout)):
-        if value is not None and not value > 0:
-            raise typer.BadParameter(f"{name} must be above 0 seconds, not {value:g}")
-    if instructions is not None and instructions < 1:
-        raise typer.BadParameter(f"--instructions must be at least 1, not {instructions}")
-    classes = [load_device_class(file) for file in files]
-    from callgate.backends.base import backend
-    from callgate.machine import Machine
-
-    if not backend(on).has_processor:
-        raise BackendError(
-            f"The backend {on} must have a processor to run a guest program: it is for "
-            "drivers in Python (callgate.testing.FakeGuest)"
-        )
-    if guest is None:
-        guest = find_guest(_path_of(classes[0]), arch or "x86_64")
-    with _device_code():
-        machine = Machine(
-            *(cls() for cls in classes),
-            on=on,
-            arch=arch,
-            platform=platform,
-            guest=guest,
-            timeout=timeout,
-            instructions=instructions,
-            handler_timeout=handler_timeout,
-            trace=_tracer() if trace else None,
-        )
-    with machine:
-        machine.console.on_byte = _echo
-        result = machine.run()
-    raise typer.Exit(result.exit_code)
+app.command()(run)
 
 
 @app.command()
 def show(
-    file: File,
-    lspci: Annotated[
-        bool, typer.Option("--lspci", help="Print config space as `lspci -F` reads it.")
-    ] = False,
+    files: Slots,
+    lspci: Lspci = False,
 ) -> None:
-    """Show what a device declares: ids, BARs, registers, interrupts, calls.
+    """Show what devices declare: ids, BARs, registers, interrupts, calls.
 
     For example:
 
@@ -204,13 +126,162 @@ def show(
     """
     from callgate.cli.show import lspci_dump, show_device
 
-    cls = load_device_class(file)
     if lspci:
-        with _device_code():
-            text = lspci_dump(cls())
-        sys.stdout.write(text)
+        slots = [make_devices(load_slot(each)) for each in files]
+        sys.stdout.write(lspci_dump(*slots))
     else:
-        show_device(cls)
+        for each in files:
+            for cls in load_slot(each):
+                show_device(cls)
+
+
+@app.command()
+def lspci(json: Json = False) -> None:
+    """List the devices with a gate that this Linux has, and their calls. In a guest, that is.
+
+    Those that no driver has take root to look at. For example:
+
+    [bold]callgate lspci[/bold]
+    """
+    from callgate.driver.lspci import main
+
+    raise typer.Exit(main(["--json"] * json))
+
+
+@app.command()
+def serve(
+    files: Files,
+    sockets: Annotated[
+        list[Path],
+        typer.Option(
+            "--socket", metavar="PATH", help="Where to listen; one for each FILE, in order."
+        ),
+    ],
+    keep_state: Annotated[
+        bool, typer.Option("--keep-state", help="Do not reset a device whose client has gone.")
+    ] = False,
+    handler_timeout: HandlerTimeout = None,
+    linger: Annotated[
+        float,
+        typer.Option(metavar="MS", min=0, help="Watch the frames so long after the last call."),
+    ] = 5.0,
+    trace: Trace = False,
+) -> None:
+    """Serve devices by vfio-user, for a hypervisor to plug in; ends with Ctrl-C or SIGTERM.
+
+    For example:
+
+    [bold]callgate serve examples/01_adder/device.py --socket /tmp/adder.sock[/bold]
+
+    [bold]callgate serve disk.py net.py --socket /tmp/disk.sock --socket /tmp/net.sock[/bold]
+    """
+    need_positive("--handler-timeout", handler_timeout)
+    if not math.isfinite(linger):
+        raise typer.BadParameter(f"--linger must be a number of milliseconds, not {linger}")
+    classes = [load_device_class(file) for file in files]
+    from callgate.cli.serve import run_serve
+
+    ended_by = run_serve(
+        classes,
+        sockets,
+        keep_state=keep_state,
+        handler_timeout=handler_timeout,
+        linger=linger / 1000,
+        trace=tracer(trace),
+    )
+    if ended_by == signal.SIGINT:
+        raise KeyboardInterrupt
+
+
+class _InOrder(TyperCommand):
+    """A command that knows in which order its repeated options came (`ctx.meta`)."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        ctx.meta["callgate.order"] = [param.name for param in order]
+        return super().parse_args(ctx, args)
+
+
+@app.command(cls=_InOrder)
+def probe(
+    ctx: typer.Context,
+    socket: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="SOCKET", help="Where a vfio-user server listens.", show_default=False
+        ),
+    ] = None,
+    kvm: Annotated[
+        bool, typer.Option("--kvm", help="Show what this host's KVM can do instead.")
+    ] = False,
+    read: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="REGION:OFFSET[:SIZE[:COUNT]]",
+            help="Read: bar0 to bar5, config, rom or a number; by default 4 bytes, once.",
+        ),
+    ] = None,
+    write: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REGION:OFFSET:SIZE=VALUE", help="Write, and wait for the answer."),
+    ] = None,
+    bench: Annotated[
+        bool,
+        typer.Option("--bench", help="Measure accesses. Writes to a register what it held."),
+    ] = False,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGION:OFFSET[:SIZE]",
+            help="The register that --bench measures.",
+            show_default="the first that traps",
+        ),
+    ] = None,
+    count: Annotated[
+        int, typer.Option(metavar="N", min=10, help="Accesses measured in each row.")
+    ] = 1000,
+    lspci: Lspci = False,
+    json: Json = False,
+) -> None:
+    """Show the device of any vfio-user server, or access its registers, or measure them.
+
+    For example:
+
+    [bold]callgate probe /tmp/adder.sock[/bold]
+
+    [bold]callgate probe /tmp/adder.sock --write bar0:0:4=2 --read bar0:0 --read bar0:0xc[/bold]
+
+    [bold]callgate probe /tmp/adder.sock --bench --at bar0:0xc --count 10000 --json[/bold]
+
+    [bold]callgate probe /tmp/adder.sock --lspci | lspci -F /dev/stdin -vvv[/bold]
+
+    [bold]callgate probe --kvm[/bold]
+    """
+    if kvm or socket is None:
+        if not kvm or socket is not None or read or write or bench or at or lspci:
+            raise typer.BadParameter("give a SOCKET, or --kvm and nothing else but --json")
+        from callgate.cli.probe_kvm import run_probe_kvm
+
+        run_probe_kvm(as_json=json)
+        return
+    from callgate.cli.probe import run_probe
+    from callgate.cli.probe_access import parse_place, parse_read, parse_write
+
+    if at is not None and not bench:
+        raise typer.BadParameter("--at must come with --bench: it names the register to measure")
+    if lspci and (json or read or write or bench):
+        raise typer.BadParameter("--lspci must stand alone: its output is for another program")
+    reads, writes = map(parse_read, read or ()), map(parse_write, write or ())
+    order = [name for name in ctx.meta["callgate.order"] if name in ("read", "write")]
+    run_probe(
+        socket,
+        accesses=[next(reads if name == "read" else writes) for name in order],
+        benchmark=bench,
+        count=count,
+        place=None if at is None else parse_place(at),
+        lspci=lspci,
+        as_json=json,
+    )
 
 
 @app.command()
@@ -225,6 +296,17 @@ def header(file: File) -> None:
 
 
 @app.command()
+def reference(file: File) -> None:
+    """Print a device's reference page for driver writers, in Markdown.
+
+    For example: [bold]callgate reference examples/01_adder/device.py > adder.md[/bold]
+    """
+    from callgate.generate import reference as generate_reference
+
+    sys.stdout.write(generate_reference(load_device_class(file)))
+
+
+@app.command()
 def bench(
     on: Annotated[
         list[str] | None, typer.Option(metavar="BACKEND", help="Only this backend.")
@@ -235,7 +317,10 @@ def bench(
     calls: Annotated[
         int, typer.Option(metavar="N", min=1000, help="Calls measured in each row.")
     ] = 20000,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: Json = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the tables of README.md.")
+    ] = False,
     plot: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Draw a plot (.png, .svg, .pdf); needs the extra plot."),
@@ -247,7 +332,10 @@ def bench(
     """
     from callgate.cli.bench import run_bench
 
-    run_bench(backends=on, architectures=arch, calls=calls, as_json=json, plot=plot)
+    if json and markdown:
+        raise typer.BadParameter("--json and --markdown must not go together")
+    form = "json" if json else "markdown" if markdown else "table"
+    run_bench(backends=on, architectures=arch, calls=calls, form=form, plot=plot)
 
 
 @app.command()
@@ -265,38 +353,3 @@ def demo(
     from callgate.cli.demo import run_demo
 
     raise typer.Exit(run_demo(folder))
-
-
-def _path_of(cls: type[Device]) -> Path:
-    """The file that defines a class, as one would name it here."""
-    path = Path(inspect.getfile(cls))
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-@contextmanager
-def _device_code() -> Iterator[None]:
-    """An exception of a device's own code, such as its __init__, is its author's to see."""
-    try:
-        yield
-    except (CallgateError, OSError):
-        raise
-    except Exception as error:
-        raise DeviceFileBug from error
-
-
-def _echo(byte: int) -> None:
-    """Pass on what the guest writes, line by line, as it comes."""
-    out = sys.stdout.buffer
-    out.write(bytes((byte,)))
-    if byte == 0x0A:
-        out.flush()
-
-
-def _tracer() -> Callable[[Event], None]:
-    began = time.perf_counter()
-
-    def show(event: Event) -> None:
-        # One write: calls may come from several threads.
-        sys.stderr.write(f"{(time.perf_counter() - began) * 1e3:9.3f} ms  {event}\n")
-
-    return show

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from callgate.backends.base import backend
 from callgate.backends.board import BOARDS
 from callgate.bench import report
 from callgate.bench.calls import measure, ways
@@ -18,7 +19,9 @@ from callgate.bench.plot import check_plot, draw
 from callgate.bench.report import Check, Row
 from callgate.errors import BackendError
 
-BACKENDS = ("loopback", "unicorn")
+BACKENDS = ("loopback", "unicorn", "kvm", "qemu")
+USUAL = ("loopback", "unicorn")
+"""Measured when none is named: they need nothing that is not installed."""
 WIDTH = 130
 """Columns of the table where there is no terminal to ask."""
 
@@ -28,12 +31,15 @@ def run_bench(
     backends: Sequence[str] | None,
     architectures: Sequence[str] | None,
     calls: int,
-    as_json: bool,
+    form: str,
     plot: Path | None,
 ) -> None:
-    """Measure, and print. Raises BackendError, BenchError and GuestError."""
-    backends = _known("backend that can be measured", backends, BACKENDS)
-    architectures = _known("architecture", architectures, tuple(BOARDS))
+    """Measure, and print as `form` says: `table`, `json` or `markdown`.
+
+    Raises BackendError, BenchError and GuestError.
+    """
+    backends = _known("backend that can be measured", backends, BACKENDS, USUAL)
+    architectures = _known("architecture", architectures, tuple(BOARDS), tuple(BOARDS))
     if plot is not None:
         check_plot(plot)
     progress = Console(stderr=True)
@@ -50,19 +56,41 @@ def run_bench(
             progress.print(words, highlight=False)
             rows.append(measure(way, calls))
         checks.append(run_check())
+    if "kvm" in backends:
+        from callgate.bench.kvm import kvm_rows
+
+        backend("kvm")  # It says what this host lacks.
+        progress.print("measuring kvm ...", highlight=False)
+        for each in kvm_rows(architectures, calls):
+            if isinstance(each, Row):
+                rows.append(each)
+            else:
+                checks.append(each)
+    if "qemu" in backends:
+        from callgate.bench.qemu import qemu_rows
+        from callgate.devices.virtio_blk import VirtioBlk
+
+        progress.print("measuring qemu ...", highlight=False)
+        found, singles = qemu_rows(calls, VirtioBlk)
+        rows += found
+        checks += singles
     if plot is not None:
         draw(rows, plot)
-    if as_json:
+    if form == "json":
         sys.stdout.write(report.as_json(rows, checks) + "\n")
+    elif form == "markdown":
+        sys.stdout.write(report.as_markdown(rows, checks))
     else:
         _print(rows, checks)
 
 
-def _known(what: str, wanted: Sequence[str] | None, known: Sequence[str]) -> Sequence[str]:
+def _known(
+    what: str, wanted: Sequence[str] | None, known: Sequence[str], usual: Sequence[str]
+) -> Sequence[str]:
     for each in wanted or ():
         if each not in known:
             raise BackendError(f"The {what} must be one of {', '.join(known)}, not {each!r}")
-    return wanted or known
+    return wanted or usual
 
 
 def _print(rows: Iterable[Row], checks: Iterable[Check]) -> None:

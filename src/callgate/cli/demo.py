@@ -23,8 +23,7 @@ from rich.table import Table
 from callgate.backends.board import BOARDS
 from callgate.backends.platform import PLATFORMS, Platform
 from callgate.device import Device
-from callgate.driver.device import open_device
-from callgate.driver.direct import DirectDoor
+from callgate.driver.find import open_device
 from callgate.errors import GuestError, LoadError
 from callgate.faults import LOGGER
 from callgate.gate.abi import Transport
@@ -152,7 +151,7 @@ def judge(output: str, fault: str, offered: Transport, way: str) -> Iterator[tup
 def _drive(example: str, cls: type[Device]) -> Iterator[Row]:
     """The same device without a processor: its driver is Python, in this process."""
     with Machine(cls(), on="loopback", watch=False) as machine:
-        device = open_device(cls.spec.name, DirectDoor(machine))
+        device = open_device(cls.spec.name, machine.door)
         for transport in (Transport.HYPERCALL, Transport.PIO, Transport.MMIO):
             device.transport = transport
             total = device.add(2, 40)

@@ -35,11 +35,11 @@ def show_device(cls: type[Device], console: Console | None = None) -> None:
             )  # fmt: skip
             for field in register.fields:
                 bits = str(field.low) if field.low == field.high else f"{field.high}:{field.low}"
-                table.add_row("", f"  {field.name}", f"[{bits}]".replace("[", r"\["), field.access,
-                              "", field.doc)  # fmt: skip
+                table.add_row("", f"  {field.name}", rf"\[{bits}]", field.access,
+                              f"{field.reset:#x}", field.doc)  # fmt: skip
         console.print(table)
     if spec.interrupts:
-        table = _table("Interrupts", "MSI-X entry", "name", "")
+        table = _table(f"Interrupts by {spec.interrupts_by}", "index", "name", "")
         for interrupt in spec.interrupts:
             table.add_row(str(interrupt.index), interrupt.name, interrupt.doc)
         console.print(table)
@@ -60,13 +60,13 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def lspci_dump(device: Device) -> str:
-    """Config space of a machine with this device in it, as `lspci -F` reads it.
+def lspci_dump(*slots: tuple[Device, ...]) -> str:
+    """Config space of a machine with these devices in it, as `lspci -F` reads it.
 
-    It is as firmware leaves it: addresses are assigned, decoding is off.
+    It is as firmware leaves it: addresses are assigned and decoded, nobody is bus master.
     """
     from callgate.machine import Machine
     from callgate.pci.lspci import dump
 
-    with Machine(device, on="loopback", watch=False) as machine:
+    with Machine(*slots, on="loopback", watch=False) as machine:
         return dump(machine.bus)
