@@ -1,13 +1,17 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Build the guest programs that need no operating system, for every architecture.
+"""Build the guest programs, for every architecture: without an operating system, and for Linux.
 
-    python guest/build.py [NAME...]      all, or the guests of these names
+    python guest/build.py [--linux ARCHITECTURE]... [NAME...]     all, or the guests of these names
 
 Sources are examples/*/guest.c with the device.py beside it, tests/guest/*.c with a device file of
 the same name, and guest/bare/{agent,bench}.c; a guest is named after its folder (examples) or its
 file. Results are build/guest/ARCHITECTURE/NAME.elf, and the C headers of their devices in
 build/guest/include. What is newer than all it is made of is left alone.
+
+With --linux the examples and guest/user/*.c are built for Linux' user space too, as static
+programs: build/guest/ARCHITECTURE/linux/NAME. The first one takes a minute, since the compiler
+builds its C library for it.
 
 The compiler is the PyPI package ziglang: one clang and lld for all architectures.
 """
@@ -24,6 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 GUEST = ROOT / "guest"
 BARE = GUEST / "bare"
+USER = GUEST / "user"
 BUILD = ROOT / "build" / "guest"
 
 FLAGS = (
@@ -48,8 +53,15 @@ class Architecture:
         """What of guest/bare each of its guests is linked with."""
         common = [BARE / name for name in ("bare.c", "environment.c", "stdio.c", "string.c")]
         own = [path for path in sorted((BARE / self.name).iterdir()) if path.suffix in {".S", ".c"}]
-        return [*own, *common, BARE / self.shared / "messages.c"]
+        shared = BARE / self.shared
+        board = [path for path in sorted(shared.iterdir()) if path.suffix in {".S", ".c"}]
+        return [*own, *common, *board]
 
+
+USER_FLAGS = (
+    *("-std=c11", "-static", "-O2", "-s", "-fno-sanitize=all"),
+    *("-Wall", "-Wextra", "-Werror"),
+)
 
 # General registers only: nobody turned the floating-point unit on, and interrupt handlers save no
 # more. No red zone: interrupts use the same stack. Aligned accesses: the MMU is off.
@@ -74,6 +86,13 @@ class Guest:
     name: str
     source: Path
     device: Path | None = None
+    user: bool = False
+    """Whether it is a program for Linux."""
+
+    @property
+    def result(self) -> Path:
+        """Where it is built, below the architecture's folder."""
+        return Path("linux", self.name) if self.user else Path(f"{self.name}.elf")
 
 
 class BuildError(Exception):
@@ -87,7 +106,11 @@ def guests() -> list[Guest]:
         Guest("bench", BARE / "bench.c", ROOT / "src" / "callgate" / "bench" / "device.py"),
     ]
     for source in sorted(ROOT.glob("examples/*/guest.c")):
-        found.append(Guest(source.parent.name, source, existing(source.with_name("device.py"))))
+        device = existing(source.with_name("device.py"))
+        found.append(Guest(source.parent.name, source, device))
+        found.append(Guest(source.parent.name, source, device, user=True))
+    bench = ROOT / "src" / "callgate" / "bench" / "device.py"
+    found.append(Guest("bench", USER / "bench.c", bench, user=True))
     for source in sorted(ROOT.glob("tests/guest/*.c")):
         found.append(Guest(source.stem, source, existing(source.with_suffix(".py"))))
     return found
@@ -135,17 +158,12 @@ def write_header(device: Path) -> Path:
 def compile_guest(architecture: Architecture, guest: Guest, result: Path) -> None:
     """Compile and link one guest."""
     result.parent.mkdir(parents=True, exist_ok=True)
-    bare = BARE / architecture.name
     unfinished = result.with_suffix(f".{os.getpid()}.part")
     command = [
         *(sys.executable, "-m", "ziglang", "cc"),
-        *("-target", f"{architecture.target}-freestanding-none"),
-        *architecture.flags,
-        *FLAGS,
-        *(f"-I{path}" for path in (GUEST / "include", BARE / "include", BUILD / "include")),
-        *("-iquote", str(bare), "-iquote", str(BARE)),
-        f"-Wl,-T,{bare / 'link.ld'}",
-        *(str(path) for path in (guest.source, *architecture.sources)),
+        *(user_options(architecture) if guest.user else bare_options(architecture)),
+        *(f"-I{path}" for path in (GUEST / "include", BUILD / "include")),
+        str(guest.source),
         *("-o", str(unfinished)),
     ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
@@ -155,13 +173,36 @@ def compile_guest(architecture: Architecture, guest: Guest, result: Path) -> Non
     unfinished.replace(result)
 
 
+def bare_options(architecture: Architecture) -> list[str]:
+    """Compiler options, and what is linked in, without an operating system."""
+    own = BARE / architecture.name
+    return [
+        *("-target", f"{architecture.target}-freestanding-none"),
+        *architecture.flags,
+        *FLAGS,
+        f"-I{BARE / 'include'}",
+        *("-iquote", str(own), "-iquote", str(BARE)),
+        f"-Wl,-T,{own / 'link.ld'}",
+        *(str(path) for path in architecture.sources),
+    ]
+
+
+def user_options(architecture: Architecture) -> list[str]:
+    """The same for a static program on Linux."""
+    target = f"{architecture.target}-linux-musl"
+    return ["-target", target, *USER_FLAGS, str(USER / "environment.c")]
+
+
 def shown(path: Path) -> str:
     """A path as one reads it in the repository."""
     return (path.relative_to(ROOT) if path.is_relative_to(ROOT) else path).as_posix()
 
 
-def build(names: list[str]) -> None:
-    """Build what is not current. Raises BuildError after all that could be built was built."""
+def build(names: list[str], linux: list[str]) -> None:
+    """Build what is not current; for Linux too on the architectures that `linux` names.
+
+    Raises BuildError after all that could be built was built.
+    """
     known = guests()
     for name in names:
         if name not in {guest.name for guest in known}:
@@ -173,7 +214,7 @@ def build(names: list[str]) -> None:
     errors: list[str] = []
 
     def one(architecture: Architecture, guest: Guest, sources: list[Path]) -> None:
-        result = BUILD / architecture.name / f"{guest.name}.elf"
+        result = BUILD / architecture.name / guest.result
         try:
             if not is_current(result, sources):
                 compile_guest(architecture, guest, result)
@@ -189,7 +230,8 @@ def build(names: list[str]) -> None:
             if guest.device is not None:
                 sources.append(write_header(guest.device))
             for architecture in ARCHITECTURES:
-                pool.submit(one, architecture, guest, sources)
+                if not guest.user or architecture.name in linux:
+                    pool.submit(one, architecture, guest, sources)
     if errors:
         raise BuildError("\n\n".join(errors))
 
@@ -198,8 +240,17 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="a guest; all, if none is named")
+    parser.add_argument(
+        "--linux",
+        action="append",
+        default=[],
+        metavar="ARCHITECTURE",
+        choices=[each.name for each in ARCHITECTURES],
+        help="build for Linux on this architecture too",
+    )
+    given = parser.parse_args()
     try:
-        build(parser.parse_args().names)
+        build(given.names, given.linux)
     except BuildError as error:
         print(error, file=sys.stderr)
         return 1

@@ -12,6 +12,10 @@
  *	                                =STATUS R0 R1 R2 R3 R4 R5
  *	                                hypercall; in 32-bit code A0 to A2 and R0 to R2
  *	m                               =ADDRESS SIZE   RAM that nobody else uses
+ *	b                               =ADDRESS SIZE   two stretches of RAM of SIZE bytes each: an empty
+ *	                                line means that the line stands in the first one, and its
+ *	                                answer is put into the second one, each with its end. That
+ *	                                takes a tenth of the exits.
  *	t INDEX                         =ADDRESS DATA   what an interrupt message shall write
  *	n INDEX                         =COUNT          how often it came
  *	q CODE                          ends with this exit code
@@ -21,12 +25,68 @@
 #include <callgate/driver.h>
 #include <stdio.h>
 
-#define LINE     160
+#define LINE     256
 #define WORDS    10
 #define MESSAGES 16
 #define SCRATCH  0x40000
 
 static uint8_t scratch[SCRATCH] __attribute__((aligned(4096)));
+
+static volatile char box[2][LINE];
+static bool boxed; /* the line that is carried out stands in there */
+static unsigned int box_read, box_written;
+
+static int get(void)
+{
+	if (!boxed)
+		return getchar();
+	return box_read < LINE ? box[0][box_read++] : '\n';
+}
+
+static void put(char c)
+{
+	if (!boxed)
+		putchar(c);
+	else if (box_written < LINE)
+		box[1][box_written++] = c;
+}
+
+static void put_number(uint64_t value)
+{
+	unsigned int digits = 1;
+
+	while (digits < 16 && value >> 4 * digits)
+		digits++;
+	while (digits--)
+		put("0123456789abcdef"[value >> 4 * digits & 15]);
+}
+
+/* Say what the answer is. The end of the line is what the host waits for. */
+static bool answer(unsigned int count, const uint64_t *values)
+{
+	unsigned int i;
+
+	put('=');
+	for (i = 0; i < count; i++) {
+		if (i)
+			put(' ');
+		put_number(values[i]);
+	}
+	put('\n');
+	return true;
+}
+
+static bool answer_one(uint64_t value)
+{
+	return answer(1, &value);
+}
+
+static bool answer_two(uint64_t first, uint64_t second)
+{
+	const uint64_t both[] = { first, second };
+
+	return answer(2, both);
+}
 
 struct line {
 	char command;
@@ -42,7 +102,14 @@ static bool read_line(struct line *line)
 	int c;
 
 	*line = (struct line){ 0 };
-	for (length = 0; (c = getchar()) != '\n'; length++) {
+	boxed = false;
+	c = getchar();
+	if (c == '\n') {
+		boxed = true;
+		box_read = box_written = 0;
+		c = get();
+	}
+	for (length = 0; c != '\n'; length++, c = get()) {
 		if (c == '\r')
 			continue;
 		if (length == 0) {
@@ -68,18 +135,6 @@ static bool read_line(struct line *line)
 	return good && length > 0 && length < LINE;
 }
 
-static bool answer(uint64_t value)
-{
-	printf("=%llx\n", (unsigned long long)value);
-	return true;
-}
-
-static bool done(void)
-{
-	puts("=");
-	return true;
-}
-
 static bool good_size(uint64_t size, unsigned int largest)
 {
 	return size <= largest && (size == 1 || size == 2 || size == 4 || size == 8);
@@ -100,6 +155,7 @@ static struct callgate_bar window(uint64_t address, uint64_t size, bool io)
 static bool hypercall(const struct line *line)
 {
 	uint64_t slots[CALLGATE_MAX_REGISTER_VALUES] = { 0 };
+	uint64_t values[1 + CALLGATE_MAX_REGISTER_VALUES];
 	uint32_t status;
 	unsigned int i;
 
@@ -108,13 +164,10 @@ static bool hypercall(const struct line *line)
 	if (!callgate_arch_hypercall((unsigned int)line->word[0], (uint32_t)line->word[1],
 				     (uint32_t)line->word[2], slots, &status))
 		return false;
-	for (i = CALLGATE_ARCH_VALUES; i < CALLGATE_MAX_REGISTER_VALUES; i++)
-		slots[i] = 0;
-	printf("=%x", status);
+	values[0] = status;
 	for (i = 0; i < CALLGATE_MAX_REGISTER_VALUES; i++)
-		printf(" %llx", (unsigned long long)slots[i]);
-	printf("\n");
-	return true;
+		values[1 + i] = i < CALLGATE_ARCH_VALUES ? slots[i] : 0;
+	return answer(1 + CALLGATE_MAX_REGISTER_VALUES, values);
 }
 
 static bool message(const struct line *line)
@@ -131,13 +184,10 @@ static bool message(const struct line *line)
 		return false;
 	for (; opened <= index; opened++)
 		callgate_env_message_open(&messages[opened].address, &messages[opened].data);
-	if (line->command == 't') {
-		printf("=%llx %x\n", (unsigned long long)messages[index].address,
-		       messages[index].data);
-		return true;
-	}
+	if (line->command == 't')
+		return answer_two(messages[index].address, messages[index].data);
 	messages[index].count += callgate_env_message_take((int)index);
-	return answer(messages[index].count);
+	return answer_one(messages[index].count);
 }
 
 static bool access(const struct line *line)
@@ -150,9 +200,9 @@ static bool access(const struct line *line)
 		return false;
 	at = window(line->word[1], size, io);
 	if (line->command == 'r' || line->command == 'i')
-		return answer(callgate_bar_read(&at, 0, size) & UINT64_MAX >> (64 - 8 * size));
+		return answer_one(callgate_bar_read(&at, 0, size) & UINT64_MAX >> (64 - 8 * size));
 	callgate_bar_write(&at, 0, size, line->word[2]);
-	return done();
+	return answer(0, NULL);
 }
 
 static bool config(const struct line *line)
@@ -166,10 +216,10 @@ static bool config(const struct line *line)
 		return false;
 	if (line->command == 'c') {
 		value = callgate_pci_read(function, offset, size);
-		return answer(value & UINT32_MAX >> (32 - 8 * size));
+		return answer_one(value & UINT32_MAX >> (32 - 8 * size));
 	}
 	callgate_pci_write(function, offset, size, (uint32_t)line->word[3]);
-	return done();
+	return answer(0, NULL);
 }
 
 static bool carry_out(const struct line *line)
@@ -188,10 +238,12 @@ static bool carry_out(const struct line *line)
 	for (i = 0; i < sizeof(commands) / sizeof(commands[0]); i++)
 		if (commands[i].command == line->command)
 			return commands[i].count == line->count && commands[i].run(line);
-	if (line->command != 'm' || line->count)
+	if (line->count)
 		return false;
-	printf("=%llx %x\n", (unsigned long long)callgate_env_address(scratch), SCRATCH);
-	return true;
+	if (line->command == 'm')
+		return answer_two(callgate_env_address(scratch), SCRATCH);
+	return line->command == 'b' &&
+	       answer_two(callgate_env_address((const void *)box), LINE);
 }
 
 int main(void)
@@ -203,7 +255,11 @@ int main(void)
 
 		if (good && line.command == 'q' && line.count == 1)
 			return (int)line.word[0];
-		if (!good || !carry_out(&line))
-			puts("!");
+		if (!good || !carry_out(&line)) {
+			put('!');
+			put('\n');
+		}
+		if (boxed)
+			putchar('\n');
 	}
 }

@@ -13,6 +13,7 @@ void bare_start(void)
 
 void bare_exit(int code)
 {
+	bare_flush();
 	board_exit((uint32_t)code);
 	for (;;)
 		callgate_arch_pause();

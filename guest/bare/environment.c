@@ -45,3 +45,8 @@ uint64_t callgate_env_address(const volatile void *memory)
 {
 	return (uintptr_t)memory;
 }
+
+bool callgate_env_privileged(void)
+{
+	return true;
+}

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+#include "bare.h"
 #include "board.h"
 
 #include <stdbool.h>
@@ -6,9 +7,21 @@
 #include <stdio.h>
 #include <string.h>
 
+/* What of a line was written. */
+static char line[64];
+static size_t held;
+
+void bare_flush(void)
+{
+	board_write(line, held);
+	held = 0;
+}
+
 int putchar(int character)
 {
-	board_put((uint8_t)character);
+	line[held++] = (char)character;
+	if (character == '\n' || held == sizeof(line))
+		bare_flush();
 	return (unsigned char)character;
 }
 
@@ -19,6 +32,7 @@ int puts(const char *text)
 
 int getchar(void)
 {
+	bare_flush();
 	return board_get();
 }
 

@@ -11,6 +11,8 @@
 
 #include "virt/board.h"
 
+#include <stddef.h>
+
 /* PL011 serial port */
 #define BOARD_CONSOLE        0x09000000u
 #define BOARD_CONSOLE_DATA   0x00
@@ -32,6 +34,12 @@ static inline void board_put(uint8_t byte)
 	       BOARD_CONSOLE_FULL)
 		callgate_arch_pause();
 	callgate_arch_write32(board_at(BOARD_CONSOLE + BOARD_CONSOLE_DATA), byte);
+}
+
+static inline void board_write(const char *text, size_t length)
+{
+	for (; length; length--)
+		board_put((uint8_t)*text++);
 }
 
 static inline uint8_t board_get(void)

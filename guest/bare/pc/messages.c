@@ -31,6 +31,8 @@ static uint32_t taken[MESSAGES];
 static uint32_t opened; /* a bit each */
 static struct idt_gate idt[VECTORS];
 
+bool board_fifos;
+
 static volatile void *apic(uint32_t offset)
 {
 	return (volatile void *)(uintptr_t)(APIC + offset);
@@ -98,6 +100,10 @@ void board_start(void)
 	EACH_FAULT(SET_FAULT)
 	EACH_FAULT_WITH_CODE(SET_FAULT)
 	__asm__ volatile("lidt %0" : : "m"(table));
+	board_fifos = (callgate_arch_in(BOARD_CONSOLE_CAUSE, 1) & BOARD_CONSOLE_FIFOS) ==
+		      BOARD_CONSOLE_FIFOS;
+	if (board_fifos)
+		callgate_arch_out(BOARD_CONSOLE_ENABLE, 1, BOARD_CONSOLE_RECEIVE);
 }
 
 /* The first one turns interrupts on: a guest that has none is not disturbed. */

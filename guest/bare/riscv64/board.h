@@ -11,6 +11,8 @@
 
 #include "virt/board.h"
 
+#include <stddef.h>
+
 /* 16550 serial port */
 #define BOARD_CONSOLE        0x10000000u
 #define BOARD_CONSOLE_DATA   0
@@ -33,6 +35,12 @@ static inline void board_put(uint8_t byte)
 		 BOARD_CONSOLE_EMPTY))
 		callgate_arch_pause();
 	callgate_arch_write8(board_at(BOARD_CONSOLE + BOARD_CONSOLE_DATA), byte);
+}
+
+static inline void board_write(const char *text, size_t length)
+{
+	for (; length; length--)
+		board_put((uint8_t)*text++);
 }
 
 static inline uint8_t board_get(void)

@@ -176,7 +176,7 @@ struct callgate_header {
 	uint16_t entry_size;        /* 0x2a bytes of one entry */
 	uint32_t frames_offset;     /* 0x2c from the header's start */
 	uint16_t frame_count;       /* 0x30 frames */
-	uint16_t interrupt;         /* 0x32 MSI-X table index of the gate's interrupt, or 0xffff */
+	uint16_t interrupt;         /* 0x32 index of the gate's interrupt, or 0xffff: none */
 	uint32_t frame_size;        /* 0x34 bytes of one frame */
 	uint32_t doorbell_offset;   /* 0x38 of the doorbell page, from the header's start */
 	uint32_t doorbell_vector;   /* 0x3c a hypercall with it and a frame's index rings it */

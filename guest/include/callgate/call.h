@@ -33,7 +33,9 @@ static inline uint32_t callgate_generation(const struct callgate_device *dev)
 	return callgate_arch_read32(dev->gate + offsetof(struct callgate_header, generation));
 }
 
-/* Find the entry of a name while the directory may change. */
+/* Find the entry of a name while the directory may change. Who changes it is given the time to: a
+ * read of the device's register is an exit on every hypervisor, where a processor's pause is none.
+ */
 static inline int callgate_lookup(const struct callgate_device *dev, const char *name,
 				  struct callgate_entry *found)
 {
@@ -47,7 +49,8 @@ static inline int callgate_lookup(const struct callgate_device *dev, const char 
 
 		callgate_arch_load_barrier();
 		if (generation & 1) {
-			callgate_arch_pause();
+			if (callgate_gone(dev))
+				return CALLGATE_GONE;
 			continue;
 		}
 		for (i = 0; i < dev->header.entry_count && !seen; i++) {
@@ -63,7 +66,7 @@ static inline int callgate_lookup(const struct callgate_device *dev, const char 
 		*found = entry;
 		return CALLGATE_OK;
 	}
-	return callgate_gone(dev) ? CALLGATE_GONE : CALLGATE_NO_ANSWER;
+	return CALLGATE_NO_ANSWER;
 }
 
 /* Look up call->name and check that its signature is call->signature. Otherwise the call has

@@ -66,7 +66,7 @@ static inline const char *callgate_path_word(enum callgate_path path)
 
 #define CALLGATE_PATIENCE    (1u << 18)
 #define CALLGATE_ROUND       4096u      /* looks at memory between two questions to the device */
-#define CALLGATE_SETTLE      1000u      /* tries to read a directory that changes */
+#define CALLGATE_SETTLE      20000u     /* reads of a device until its directory rests */
 
 /* One thread of control uses one of these. Further ones copy it and set `frame` to one of their
  * own, below header.frame_count.
@@ -217,7 +217,7 @@ static inline uint8_t callgate_ways(const struct callgate_device *dev)
 
 	if (dev->features & CALLGATE_FEATURE_POLLED)
 		ways |= 1u << CALLGATE_PATH_POLLED;
-	if (capability->transports & CALLGATE_TRANSPORT_HYPERCALL &&
+	if (capability->transports & CALLGATE_TRANSPORT_HYPERCALL && callgate_env_privileged() &&
 	    callgate_arch_has(capability->instruction))
 		ways |= 1u << CALLGATE_PATH_HYPERCALL | 1u << CALLGATE_PATH_HYPERCALL_FRAME;
 	if (capability->transports & CALLGATE_TRANSPORT_PIO &&

@@ -7,7 +7,7 @@
  *	pci.h          functions, capabilities, BARs
  *	device.h       finding a device, its registers, its gate
  *	call.h         calls
- *	interrupt.h    MSI-X
+ *	interrupt.h    MSI-X, MSI, INTx
  */
 #ifndef CALLGATE_DRIVER_H
 #define CALLGATE_DRIVER_H

@@ -29,6 +29,9 @@ volatile uint8_t *callgate_env_map(uint16_t function, unsigned int index, bool i
 /* The guest physical address of memory that a device is to reach. */
 uint64_t callgate_env_address(const volatile void *memory);
 
+/* Whether this code has the kernel's privilege, which a hypercall takes (docs/abi.md, 6.3). */
+bool callgate_env_privileged(void);
+
 /* An interrupt message: what a device shall write, and where. Returns a handle, or -1: none left.
  * `take` says how often the message came since it was last asked (at least once, where messages
  * that came together count as one).

@@ -13,12 +13,16 @@
 #define CALLGATE_PCI_BAR             0x10
 #define CALLGATE_PCI_SUBORDINATE_BUS 0x1a
 #define CALLGATE_PCI_CAPABILITIES    0x34
+#define CALLGATE_PCI_INTERRUPT_PIN   0x3d
 
 #define CALLGATE_PCI_COMMAND_IO     0x1u
 #define CALLGATE_PCI_COMMAND_MEMORY 0x2u
 #define CALLGATE_PCI_COMMAND_MASTER 0x4u
+#define CALLGATE_PCI_COMMAND_NO_PIN 0x400u
+#define CALLGATE_PCI_STATUS_PIN     0x8u
 #define CALLGATE_PCI_STATUS_LIST    0x10u
 
+#define CALLGATE_PCI_CAPABILITY_MSI    0x05u
 #define CALLGATE_PCI_CAPABILITY_VENDOR 0x09u
 #define CALLGATE_PCI_CAPABILITY_MSIX   0x11u
 
@@ -116,12 +120,17 @@ static inline uint8_t callgate_pci_capability(uint16_t function, uint8_t id, uns
 	return 0;
 }
 
-/* Set bits of the command register. */
-static inline void callgate_pci_enable(uint16_t function, uint16_t bits)
+/* Clear, then set bits of the command register. */
+static inline void callgate_pci_change(uint16_t function, uint16_t clear, uint16_t set)
 {
 	uint32_t command = callgate_pci_read(function, CALLGATE_PCI_COMMAND, 2);
 
-	callgate_pci_write(function, CALLGATE_PCI_COMMAND, 2, command | bits);
+	callgate_pci_write(function, CALLGATE_PCI_COMMAND, 2, (command & ~(uint32_t)clear) | set);
+}
+
+static inline void callgate_pci_enable(uint16_t function, uint16_t bits)
+{
+	callgate_pci_change(function, 0, bits);
 }
 
 /* One BAR; `size` 0: there is none. */

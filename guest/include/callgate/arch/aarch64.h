@@ -58,33 +58,40 @@ static inline bool callgate_arch_has(unsigned int instruction)
 	return instruction == CALLGATE_INSTRUCTION_HVC;
 }
 
-/* SMC Calling Convention: X4 to X17 may be lost. */
+/* SMC Calling Convention: X4 to X17 may be lost.
+ *
+ * A variable that is a register holds its value only as long as nothing else is computed: so they
+ * come last, and the instruction follows at once (GCC manual, "Specifying Registers for Local
+ * Variables").
+ */
 static inline bool callgate_arch_hypercall(unsigned int instruction, uint32_t selector,
 					   uint32_t vector, uint64_t *slots, uint32_t *status)
 {
-	register uint64_t x0 __asm__("x0") = selector;
-	register uint64_t x1 __asm__("x1") = vector;
-	register uint64_t x2 __asm__("x2") = slots[0];
-	register uint64_t x3 __asm__("x3") = slots[1];
-	register uint64_t x4 __asm__("x4") = slots[2];
-	register uint64_t x5 __asm__("x5") = slots[3];
-	register uint64_t x6 __asm__("x6") = slots[4];
-	register uint64_t x7 __asm__("x7") = slots[5];
-
 	if (!callgate_arch_has(instruction))
 		return false;
-	__asm__ volatile("hvc #0"
-			 : "+r"(x0), "+r"(x1), "+r"(x2), "+r"(x3), "+r"(x4), "+r"(x5), "+r"(x6),
-			   "+r"(x7)
-			 : : "x8", "x9", "x10", "x11", "x12", "x13", "x14", "x15", "x16", "x17",
-			   "memory", "cc");
-	slots[0] = x1;
-	slots[1] = x2;
-	slots[2] = x3;
-	slots[3] = x4;
-	slots[4] = x5;
-	slots[5] = x6;
-	*status = (uint32_t)x0;
+	{
+		register uint64_t x0 __asm__("x0") = selector;
+		register uint64_t x1 __asm__("x1") = vector;
+		register uint64_t x2 __asm__("x2") = slots[0];
+		register uint64_t x3 __asm__("x3") = slots[1];
+		register uint64_t x4 __asm__("x4") = slots[2];
+		register uint64_t x5 __asm__("x5") = slots[3];
+		register uint64_t x6 __asm__("x6") = slots[4];
+		register uint64_t x7 __asm__("x7") = slots[5];
+
+		__asm__ volatile("hvc #0"
+				 : "+r"(x0), "+r"(x1), "+r"(x2), "+r"(x3), "+r"(x4), "+r"(x5),
+				   "+r"(x6), "+r"(x7)
+				 : : "x8", "x9", "x10", "x11", "x12", "x13", "x14", "x15", "x16",
+				   "x17", "memory", "cc");
+		slots[0] = x1;
+		slots[1] = x2;
+		slots[2] = x3;
+		slots[3] = x4;
+		slots[4] = x5;
+		slots[5] = x6;
+		*status = (uint32_t)x0;
+	}
 	return true;
 }
 

@@ -36,7 +36,8 @@ static inline void callgate_arch_full_barrier(void)
 
 static inline void callgate_arch_pause(void)
 {
-	__asm__ volatile("fence w, 0" : : : "memory"); /* Zihintpause: a hint, nothing elsewhere */
+	/* PAUSE of Zihintpause: a hint, and nothing elsewhere. Not all assemblers know it. */
+	__asm__ volatile(".4byte 0x0100000f" : : : "memory");
 }
 
 static inline bool callgate_arch_has(unsigned int instruction)
@@ -44,31 +45,38 @@ static inline bool callgate_arch_has(unsigned int instruction)
 	return instruction == CALLGATE_INSTRUCTION_ECALL;
 }
 
+/* A variable that is a register holds its value only as long as nothing else is computed: so they
+ * come last, and the instruction follows at once (GCC manual, "Specifying Registers for Local
+ * Variables").
+ */
 static inline bool callgate_arch_hypercall(unsigned int instruction, uint32_t selector,
 					   uint32_t vector, uint64_t *slots, uint32_t *status)
 {
-	register uint64_t a0 __asm__("a0") = slots[0];
-	register uint64_t a1 __asm__("a1") = slots[1];
-	register uint64_t a2 __asm__("a2") = slots[2];
-	register uint64_t a3 __asm__("a3") = slots[3];
-	register uint64_t a4 __asm__("a4") = slots[4];
-	register uint64_t a5 __asm__("a5") = slots[5];
-	register uint64_t a6 __asm__("a6") = vector;
-	register uint64_t a7 __asm__("a7") = selector;
-
 	if (!callgate_arch_has(instruction))
 		return false;
-	__asm__ volatile("ecall"
-			 : "+r"(a0), "+r"(a1), "+r"(a2), "+r"(a3), "+r"(a4), "+r"(a5), "+r"(a6)
-			 : "r"(a7)
-			 : "memory");
-	slots[0] = a1;
-	slots[1] = a2;
-	slots[2] = a3;
-	slots[3] = a4;
-	slots[4] = a5;
-	slots[5] = a6;
-	*status = (uint32_t)a0;
+	{
+		register uint64_t a0 __asm__("a0") = slots[0];
+		register uint64_t a1 __asm__("a1") = slots[1];
+		register uint64_t a2 __asm__("a2") = slots[2];
+		register uint64_t a3 __asm__("a3") = slots[3];
+		register uint64_t a4 __asm__("a4") = slots[4];
+		register uint64_t a5 __asm__("a5") = slots[5];
+		register uint64_t a6 __asm__("a6") = vector;
+		register uint64_t a7 __asm__("a7") = selector;
+
+		__asm__ volatile("ecall"
+				 : "+r"(a0), "+r"(a1), "+r"(a2), "+r"(a3), "+r"(a4), "+r"(a5),
+				   "+r"(a6)
+				 : "r"(a7)
+				 : "memory");
+		slots[0] = a1;
+		slots[1] = a2;
+		slots[2] = a3;
+		slots[3] = a4;
+		slots[4] = a5;
+		slots[5] = a6;
+		*status = (uint32_t)a0;
+	}
 	return true;
 }
 

@@ -27,35 +27,42 @@ static inline bool callgate_arch_has(unsigned int instruction)
 	       instruction == CALLGATE_INSTRUCTION_VMMCALL;
 }
 
+/* A variable that is a register holds its value only as long as nothing else is computed: so they
+ * come last, and the instruction follows at once (GCC manual, "Specifying Registers for Local
+ * Variables").
+ */
+#define CALLGATE_ARCH_TRAP(instruction, vector, slots) do { \
+		register uint64_t r10 __asm__("r10") = (slots)[3]; \
+		register uint64_t r8 __asm__("r8") = (slots)[4]; \
+		register uint64_t r9 __asm__("r9") = (slots)[5]; \
+\
+		__asm__ volatile(instruction \
+				 : "+a"(vector), "+D"((slots)[0]), "+S"((slots)[1]), \
+				   "+d"((slots)[2]), "+r"(r10), "+r"(r8), "+r"(r9) \
+				 : : "memory", "cc"); \
+		(slots)[3] = r10; \
+		(slots)[4] = r8; \
+		(slots)[5] = r9; \
+	} while (0)
+
 static inline bool callgate_arch_hypercall(unsigned int instruction, uint32_t selector,
 					   uint32_t vector, uint64_t *slots, uint32_t *status)
 {
-	register uint64_t r10 __asm__("r10") = slots[3];
-	register uint64_t r8 __asm__("r8") = slots[4];
-	register uint64_t r9 __asm__("r9") = slots[5];
-
 	(void)selector;
 	switch (instruction) {
 	case CALLGATE_INSTRUCTION_VMCALL:
-		__asm__ volatile("vmcall"
-				 : "+a"(vector), "+D"(slots[0]), "+S"(slots[1]), "+d"(slots[2]),
-				   "+r"(r10), "+r"(r8), "+r"(r9)
-				 : : "memory", "cc");
+		CALLGATE_ARCH_TRAP("vmcall", vector, slots);
 		break;
 	case CALLGATE_INSTRUCTION_VMMCALL:
-		__asm__ volatile("vmmcall"
-				 : "+a"(vector), "+D"(slots[0]), "+S"(slots[1]), "+d"(slots[2]),
-				   "+r"(r10), "+r"(r8), "+r"(r9)
-				 : : "memory", "cc");
+		CALLGATE_ARCH_TRAP("vmmcall", vector, slots);
 		break;
 	default:
 		return false;
 	}
-	slots[3] = r10;
-	slots[4] = r8;
-	slots[5] = r9;
 	*status = vector;
 	return true;
 }
+
+#undef CALLGATE_ARCH_TRAP
 
 #endif /* CALLGATE_ARCH_X86_64_H */
