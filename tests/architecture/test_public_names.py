@@ -10,7 +10,7 @@ import callgate
 
 ROOT = Path(__file__).resolve().parents[2]
 
-DECLARE = {"Bar", "Device", "Field", "Interrupt", "Register", "Timer"}
+DECLARE = {"Bar", "Device", "Field", "Interrupt", "Interrupts", "Register", "Timer"}
 CALL = {"Buffer", "BufferIn", "BufferInOut", "BufferOut", "call"}
 WIDTHS = {"i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64"}
 RUN = {"Machine", "main"}
@@ -24,6 +24,9 @@ ERRORS = {
     "DmaError",
     "GuestError",
     "LoadError",
+    "PlugError",
+    "Stopped",
+    "VectorError",
 }
 PUBLIC = DECLARE | CALL | WIDTHS | RUN | ERRORS
 

@@ -815,6 +815,76 @@ def test_a_model_that_fails(driver: Driver) -> None:
     assert driver.call(driver.find(ADD), 1, 2).status == OK
 
 
+class Rough(Device):
+    """Calls that end otherwise."""
+
+    id = 0x1AF4, 0x10F5
+    frames = 2
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.end = threading.Event()
+        self.seen = 0
+
+    @call
+    def decline(self) -> None:
+        raise DeviceError(-5)
+
+    @call
+    def follow(self, address: u64) -> u64:
+        self.seen += 1
+        return int.from_bytes(self.memory.read(address, 8), "little")
+
+    @call
+    def hold(self) -> u64:
+        self.begun.set()
+        self.end.wait(10)
+        return 7
+
+
+def test_a_negative_code_comes_in_twos_complement() -> None:
+    with Machine(Rough(), on="loopback", watch=False) as machine:
+        driver = Driver(machine.bus, 1)
+        answer = driver.call(driver.find("decline()->()"))
+        assert (answer.status, answer.code) == (DEVICE_ERROR, 0xFFFF_FFFF_FFFF_FFFB)
+
+
+def test_an_address_that_the_model_follows_is_bad_when_it_is_used() -> None:
+    rough = Rough()
+    with Machine(rough, on="loopback", watch=False) as machine:
+        driver = Driver(machine.bus, 1)
+        follow = driver.find("follow(u64)->u64")
+        machine.memory.write(0x1000, b"\1" + bytes(7))
+        assert driver.call(follow, 0x1000).values == (1,)
+        assert driver.call(follow, RAM_END)[:3] == (BAD_BUFFER, 0, ())
+        assert rough.seen == 2  # It ran in part.
+
+
+def test_a_call_that_outlives_a_reset_is_answered_when_it_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("callgate.gate.gate.RESET_DRAIN", 0.05)
+    rough = Rough()
+    with Machine(rough, on="loopback", watch=False) as machine:
+        driver = Driver(machine.bus, 1)
+        hold = driver.find("hold()->u64")
+        driver.fill(hold, (), index=1)
+        vcpu = threading.Thread(target=driver.ring, args=(1,))
+        vcpu.start()
+        assert rough.begun.wait(5)
+        driver.fill(hold, (), index=0)
+        gate = machine.functions[0].gate
+        assert gate is not None
+        gate.reset()  # The function's own would take its addresses away.
+        assert driver.state(0) == FREE
+        assert driver.state(1) in (READY, RUNNING)
+        assert driver.find("hold()->u64") != hold
+        rough.end.set()
+        vcpu.join(5)
+        assert driver.state(1) == DONE
+        assert driver.wait(1).values == (7,)
+
+
 def test_a_handler_that_takes_too_long() -> None:
     with Machine(Sample(), on="loopback", handler_timeout=0.1, watch=False) as machine:
         driver = Driver(machine.bus, 1)

@@ -444,7 +444,7 @@ def test_odd_accesses_to_registers(make: MakeRig, told: Told) -> None:
     rig = make(Store())
     store = cast(Store, rig.devices[0])
     function = rig.function(store)
-    before = dict(store._values)
+    before = dict(store._register_values)
     wrong = [(0x29, 4), (0x2A, 4), (0x2B, 2), (0x01, 1), (0x00, 2), (0x100, 4), (0xFFF, 1)]
     for offset, size in wrong:
         assert function.read(0, offset, size) == ONES >> 64 - 8 * size
@@ -454,7 +454,7 @@ def test_odd_accesses_to_registers(make: MakeRig, told: Told) -> None:
     function.write(0, 0x10, 4, 0)
     function.write(0, 0x10, 4, 0)
     told(store.faults, "read-only register", 2)
-    assert store._values == before
+    assert store._register_values == before
 
 
 def test_odd_accesses_to_the_doorbell(make: MakeRig, told: Told) -> None:

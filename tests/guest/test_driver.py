@@ -34,6 +34,26 @@ def test_the_driver_does_all_of_it(arch: str, platform: str) -> None:
 
 
 @pytest.mark.parametrize("arch", ["x86_64", "i386", "aarch64", "riscv64"])
+def test_interrupts_by_msi_where_there_is_no_msix(arch: str) -> None:
+    device: Device = load_device_class(ROOT / "tests/guest/msi.py")()
+    with Machine(device, arch=arch, guest=guest(arch, "msi"), timeout=20) as machine:
+        result = machine.run()
+    assert (result.exit_code, result.output) == (0, "0 checks failed\n")
+
+
+@pytest.mark.parametrize("arch", ["x86_64", "i386", "aarch64", "riscv64"])
+def test_interrupts_by_the_pin_where_there_are_no_messages(arch: str) -> None:
+    files = "tests/guest/pin.py", "examples/01_adder/device.py", "examples/03_checksum/device.py"
+    pin, adder, checksum = (load_device_class(ROOT / file)() for file in files)
+    # In one slot, so the function's number counts.
+    with Machine(
+        (adder, pin), checksum, arch=arch, guest=guest(arch, "pin"), timeout=20
+    ) as machine:
+        result = machine.run()
+    assert (result.exit_code, result.output) == (0, "0 checks failed\n")
+
+
+@pytest.mark.parametrize("arch", ["x86_64", "i386", "aarch64", "riscv64"])
 def test_a_second_device_of_the_kind_is_found_behind_the_first(arch: str) -> None:
     with Machine(ZOO(), ZOO(), arch=arch, guest=guest(arch, "walk"), timeout=20) as machine:
         result = machine.run()

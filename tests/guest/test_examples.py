@@ -31,7 +31,8 @@ CHECKSUM = [
 SAID = {
     "02_timer": [*(f"tick {number}" for number in range(1, 6)), "stopped ok"],
     "03_checksum": CHECKSUM,
-    "04_rebind": ["100 calls, 9 look-ups ok"],
+    "04_rebind": ["100 calls, 9 look-ups ok", "while a timer rebinds: 5 look-ups ok"],
+    "05_console": ["hello, console ok", "3000 bytes ok", "nothing more ok"],
 }
 
 
@@ -123,10 +124,12 @@ def test_the_trace_names_devices_registers_and_calls(guests: Path) -> None:
         "write start = 0x1",
         "interrupt done",
         "read total -> 0x2a",
-        "call add(2, 40) -> 42",
+        "call add(2, 40) -> 42 (hypercall)",
         "write doorbell DOORBELL = 0x0",
     ):
         assert what in said
+    # By which doorbell, or by none: the host may be watching the frames at the time.
+    assert sum(what.startswith("call add(2, 40) -> 42 (frame 0 by ") for what in said) >= 3
 
 
 def test_a_bug_in_a_handler_shows_its_own_traceback(guests: Path, tmp_path: Path) -> None:
@@ -149,6 +152,16 @@ def test_a_bug_in_a_handler_shows_its_own_traceback(guests: Path, tmp_path: Path
     assert told[0] == "callgate: adder.add: the device model raised"
     assert [row for row in told if "File" in row] == [f'  File "{model}", line {line}, in add']
     assert told[-1] == "ZeroDivisionError: division by zero"
+
+
+@pytest.mark.parametrize("arch", ["x86_64", "i386", "aarch64", "riscv64"])
+def test_a_guest_says_what_status_it_got(arch: str, guests: Path, tmp_path: Path) -> None:
+    model = tmp_path / "device.py"
+    model.write_text(file("03_checksum").read_text().replace("return int(", "return int(1 / 0 + "))
+    cls = load_device_class(model)
+    with Machine(cls(), guest=guests / arch / "03_checksum.elf", timeout=60) as machine:
+        result = machine.run()
+    assert (result.exit_code, result.output) == (1, "sum32: DEVICE_FAULT\n")
 
 
 def test_a_guest_that_hangs_has_said_what_it_said(guests: Path, tmp_path: Path) -> None:
@@ -231,9 +244,47 @@ def test_the_checksum_from_python(fake_guest: Any) -> None:
 
 def test_vectors_come_and_go_from_python(fake_guest: Any) -> None:
     guest, rebind = open_example(fake_guest, "04_rebind")
+    function = guest.function(0x1AF4, 0x10F3)
+    function.write(0, 0x00, 4, 10)
     seen = set()
     for count in range(1, 101):
         seen.add(rebind.calls["count"].vector)
         assert rebind.count(1) == count
     assert len(seen) == 10
-    assert guest.function(0x1AF4, 0x10F3).read(0, 0x04, 4) == 10
+    assert function.read(0, 0x04, 4) == 10
+    function.write(0, 0x00, 4, 0)
+    function.write(0, 0x08, 4, 1000)
+    for count in range(101, 201):
+        guest.advance(0.0003)
+        seen.add(rebind.calls["count"].vector)
+        assert rebind.count(1) == count
+    assert function.read(0, 0x04, 4) == 10 + 30
+    assert len(seen) == 10 + 30
+
+
+def test_the_console_from_python(fake_guest: Any) -> None:
+    console: Any = device("05_console")
+    line: Any = fake_guest(console).open("console")
+    typed, taken = line.interrupt(0), line.interrupt(1)
+    assert line.write(b"echo") == 4
+    assert typed.take()
+    assert (line.read(3), line.read(100), line.read(100)) == (b"ech", b"o", b"")
+    shown = bytearray()
+
+    def slow(data: bytes) -> int:
+        shown.extend(data[:2])
+        return len(data[:2])
+
+    console.far = slow
+    assert line.write(b"abc") == 2
+    assert not taken.take()
+    console.resume()
+    assert taken.take()
+    assert line.write(b"c") == 1
+    console.far = shown.extend
+    console.resume()
+    assert not taken.take()  # Nothing was left.
+    assert line.write(b"de") == 2
+    assert shown == b"abcde"
+    console.type(bytes(3000))
+    assert [len(line.read(5000)) for _ in range(4)] == [1024, 1024, 952, 0]

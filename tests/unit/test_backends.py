@@ -50,13 +50,14 @@ def points(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
 
 
 def test_knows_its_own() -> None:
-    assert {"loopback", "unicorn"} <= set(backends())
+    assert {"kvm", "loopback", "unicorn"} <= set(backends())
     assert backend("loopback").name == "loopback"
 
 
 def test_an_unknown_name_lists_the_known_ones(points: list[EntryPoint]) -> None:
     with pytest.raises(
-        BackendError, match=r"^The backend must be one of loopback, unicorn, not 'bochs'$"
+        BackendError,
+        match=r"^The backend must be one of kvm, loopback, qemu, unicorn, not 'bochs'$",
     ):
         backend("bochs")
 
@@ -64,7 +65,7 @@ def test_an_unknown_name_lists_the_known_ones(points: list[EntryPoint]) -> None:
 def test_finds_those_of_other_packages(points: list[EntryPoint]) -> None:
     points.append(EntryPoint("fake", "another_package:Fake", base.ENTRY_POINTS))
     points.append(EntryPoint("other", "another_package:Fake", "another.group"))
-    assert backends() == ["fake", "loopback", "unicorn"]
+    assert backends() == ["fake", "kvm", "loopback", "unicorn"]
     assert backend("fake") is Fake
 
 
@@ -133,10 +134,16 @@ def test_what_platforms_offer() -> None:
         "lguest": (Instruction.INT_1F, 0),
         "smccc": (Instruction.HVC, 0xC600_CA11),
         "sbi": (Instruction.ECALL, 0x0800_CA11),
+        "kvm": (Instruction.NONE, 0),
         "native": (Instruction.NONE, 0),
     }
     for name, each in PLATFORMS.items():
-        assert bool(each.offer.transports & Transport.HYPERCALL) == (name != "native")
+        assert bool(each.offer.transports & Transport.HYPERCALL) == (name not in ("kvm", "native"))
         assert Transport.MMIO | Transport.PIO | Transport.POLLED in each.offer.transports
         assert len(each.signature) in (0, 12)
         assert set(each.architectures) <= set(BOARDS)
+
+
+def test_a_whole_vmm_is_no_backend_of_a_machine() -> None:
+    with pytest.raises(BackendError, match="qemu is a machine of its own, to be used by callgate"):
+        backend("qemu")

@@ -3,7 +3,6 @@
 
 import json
 import struct
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ from callgate.bench import calls, host
 from callgate.bench.calls import Way, find_program, measure, ways
 from callgate.bench.order import CALL, OUT, PATHS, STORE, TRAP, Order
 from callgate.bench.plot import check_plot, draw
-from callgate.bench.report import BenchError, Check, Row, as_json, percentile
+from callgate.bench.report import Check, Row, as_json, percentile
 from callgate.cli.bench import run_bench
-from callgate.errors import GuestError
+from callgate.errors import BenchError, GuestError
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILT = all((ROOT / "build" / "guest" / arch / "bench.elf").is_file() for arch in BOARDS)
@@ -152,7 +151,7 @@ def test_calls_from_python() -> None:
     rows = list(host.loopback_rows(200))
     assert [each.transport for each in rows] == ["hypercall", "pio", "mmio"]
     assert [each.target for each in rows] == [3.0, None, None]
-    assert all(0 < each.median < each.p99 * 1.5 for each in rows)
+    assert all(each.median > 0 < each.p99 for each in rows)
 
 
 def test_dispatch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +245,7 @@ def bench(**changes: Any) -> None:
         "backends": None,
         "architectures": None,
         "calls": 1000,
-        "as_json": False,
+        "form": "table",
         "plot": None,
     }
     run_bench(**{**given, **changes})
@@ -266,11 +265,25 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("quick")
+def test_the_tables_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
+    bench(architectures=["riscv64"], form="markdown")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| backend | architecture | platform | transport | traps by |")
+    assert (
+        "| unicorn | riscv64 | sbi | mmio | store | 2.00 | 3.00 | 0.50 | 4.00 x | 4 x: met |"
+        in lines
+    )
+    assert "| loopback |  |  | hypercall |  | 2.00 | 3.00 |  |  | 3 us: met |" in lines
+    assert "| start | 200 ms | 150 ms: missed |" in lines
+    assert "| not possible |  | 1000 ms: not measured |" in lines
+
+
+@pytest.mark.usefixtures("quick")
 def test_one_backend_and_one_architecture(capsys: pytest.CaptureFixture[str]) -> None:
-    bench(backends=["unicorn"], architectures=["aarch64"], as_json=True)
+    bench(backends=["unicorn"], architectures=["aarch64"], form="json")
     found = json.loads(capsys.readouterr().out)
     assert {each["arch"] for each in found["calls"]} == {"aarch64"}
-    bench(backends=["loopback"], as_json=True)
+    bench(backends=["loopback"], form="json")
     found = json.loads(capsys.readouterr().out)
     assert {each["backend"] for each in found["calls"]} == {"loopback"}
     assert len(found["checks"]) == 2
@@ -284,9 +297,16 @@ def test_a_plot_needs_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         check_plot(tmp_path / "figure")
 
 
+def test_a_plots_file_is_looked_at_before_anything_is_measured(tmp_path: Path) -> None:
+    folder = tmp_path / "folder.png"
+    folder.mkdir()
+    for file in (tmp_path / "none" / "x.png", folder):
+        with pytest.raises(BenchError, match=f"must be one that can be written, and {file} cannot"):
+            check_plot(file)
+    check_plot(tmp_path / "x.png")
+
+
 def test_a_plot(tmp_path: Path) -> None:
-    if find_spec("matplotlib") is None:
-        pytest.skip('matplotlib is not installed: pip install "callgate[plot]"')
     file = tmp_path / "figure.svg"
     draw([row(), row(bare=None, ratio=None, target=None)], file)
     assert "<svg" in file.read_text()

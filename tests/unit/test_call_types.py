@@ -99,7 +99,6 @@ def test_notes_of_others_are_skipped() -> None:
     ("result", "text", "several"),
     [
         (None, "()", False),
-        (tuple[()], "()", True),
         (u8, "u8", False),
         (tuple[u8], "u8", True),
         (tuple[u8, bytes, i64], "(u8,bytes,i64)", True),

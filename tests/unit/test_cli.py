@@ -6,7 +6,6 @@ Runs of guest programs are in tests/guest/test_examples.py.
 
 import os
 import re
-import shutil
 import signal
 import struct
 import subprocess
@@ -103,7 +102,7 @@ def spinning(tmp_path: Path) -> Path:
 def test_help_lists_the_commands(callgate: Told) -> None:
     for arguments in ([], ["--help"]):
         assert callgate(*arguments) == 0
-        for command in ("run", "show", "header", "bench", "demo"):
+        for command in ("run", "show", "header", "reference", "bench", "demo"):
             assert re.search(rf"\b{command}\b", callgate.out)
 
 
@@ -117,6 +116,7 @@ def test_help_lists_the_commands(callgate: Told) -> None:
         ),
         ("show", "--lspci examples/01_adder/device.py"),
         ("header", "examples/01_adder/device.py"),
+        ("reference", "examples/01_adder/device.py"),
         ("bench", "--on --arch --calls --json --plot"),
         ("demo", "--folder"),
     ],
@@ -146,7 +146,7 @@ def test_show_is_the_datasheet(callgate: Told) -> None:
         "adder 1af4:10f0 class ff0000 rev 00",
         "Adds two numbers, by registers and by a call.",
         "0x0008 start 32 w 0x0 write anything to add a and b",
-        "0 done total is valid",
+        "Interrupts by MSI-X, INTx index name 0 done total is valid",
         "add(u64,u64)->u64 b68bd69f011c6117 registers Return the sum, modulo 2**64.",
     ):
         assert words in shown
@@ -158,44 +158,26 @@ def test_header_is_c(callgate: Told) -> None:
     assert "static inline int adder_add(struct adder *dev, uint64_t a" in callgate.out
 
 
-GOLDEN = """
-00:01.0 ff00: 1af4:10f0
-	Region 0: Memory at c0020000 (32-bit, non-prefetchable)
-	Region 1: Memory at c0021000 (32-bit, non-prefetchable)
-	Region 2: Memory at c0000000 (64-bit, non-prefetchable)
-	Region 4: I/O ports at c000
-	Capabilities: [40] MSI-X: Enable- Count=2 Masked-
-		Vector table: BAR=1 offset=00000000
-		PBA: BAR=1 offset=00000800
-	Capabilities: [4c] Vendor Specific Information: Len=28 <?>
-"""
+def test_reference_is_markdown(callgate: Told) -> None:
+    assert callgate("reference", ADDER) == 0
+    assert callgate.out.startswith("# Adder\n\nAdds two numbers, by registers and by a call.\n")
+    assert "| 0 | 0x0c | `total` | 32 | r | 0x0 | a + b, modulo 2**32 |" in callgate.out
+    assert "### `add(a: u64, b: u64) -> u64`" in callgate.out
 
 
-def test_lspci_reads_what_show_prints(callgate: Told) -> None:
-    if shutil.which("lspci") is None:
-        pytest.skip("lspci: not installed (apt-get install pciutils)")
-    assert callgate("show", ADDER, "--lspci") == 0
-    judged = subprocess.run(
-        ["lspci", "-F", "/dev/stdin", "-n", "-vvv"],
-        input=callgate.out,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    device = judged.stdout.partition("00:01.0")[1:]
-    lines = [
-        line
-        for line in "".join(device).splitlines()
-        if re.match(r"00:01|\t(Region|Cap)|\t\t(Vector|PBA)", line)
+def test_show_takes_several_devices(callgate: Told, write: Write) -> None:
+    file = write(MODEL + MODEL.replace("class Sample", "class Second"))
+    assert callgate("show", f"{file}:Sample,{file}:Second", ADDER) == 0
+    assert re.findall(r"^(\w+)  1af4:10f", callgate.out, re.MULTILINE) == [
+        *("sample", "second", "adder")
     ]
-    assert lines == GOLDEN.strip().splitlines()
 
 
 # --- a device file that is none -------------------------------------------------------------------
 
 
 def test_a_file_that_is_missing(callgate: Told) -> None:
-    for command in ("run", "show", "header"):
+    for command in ("run", "show", "header", "reference"):
         assert callgate.error(command, "nope.py") == "nope.py must be a Python file that exists"
 
 
@@ -265,6 +247,20 @@ def test_a_bug_at_import_shows_its_own_traceback(callgate: Told, write: Write) -
     assert callgate.err.endswith("ZeroDivisionError: division by zero\n")
 
 
+def test_a_model_that_needs_arguments(callgate: Told, write: Write, spinning: Path) -> None:
+    file = write(f"{MODEL}\n    def __init__(self, disk):\n        self.disk = disk\n")
+    wanted: list[list[str | Path]] = [
+        ["show", file, "--lspci"],
+        ["run", file, "--guest", spinning],
+        ["serve", file, "--socket", file.with_name("socket")],
+    ]
+    for arguments in wanted:
+        assert callgate.error(*arguments) == (
+            "Sample must be made without arguments, as Sample(), and its __init__ is (self, disk): "
+            "give them default values"
+        )
+
+
 @pytest.mark.parametrize("method", ["__init__", "attach"])
 def test_a_bug_before_the_guest_runs(
     callgate: Told, write: Write, spinning: Path, method: str
@@ -277,18 +273,55 @@ def test_a_bug_before_the_guest_runs(
         assert "'Sample' object has no attribute 'vlaue'" in callgate.err
 
 
+def test_a_bug_after_the_guest_ran(callgate: Told, write: Write, tmp_path: Path) -> None:
+    program = tmp_path / "end.elf"
+    program.write_bytes(elf(code=b"\x31\xc0\x66\xba\xf4\x00\xef"))  # 0 to the exit port
+    file = write(f"{MODEL}\n    def detach(self):\n        raise RuntimeError('not yet')\n")
+    line = len(file.read_text().splitlines())
+    assert traceback_of(callgate, "run", file, "--guest", program) == [
+        f'File "{file}", line {line}, in detach'
+    ]
+    assert traceback_of(callgate, "show", file, "--lspci") == [
+        f'File "{file}", line {line}, in detach'
+    ]
+    assert callgate.err.endswith("RuntimeError: not yet\n")
+
+
+def test_a_file_that_a_model_misses_is_the_models_bug(
+    callgate: Told, write: Write, spinning: Path
+) -> None:
+    file = write(f"{MODEL}\n    def attach(self):\n        open('/no/such/image')\n")
+    line = len(file.read_text().splitlines())
+    assert traceback_of(callgate, "run", file, "--guest", spinning) == [
+        f'File "{file}", line {line}, in attach'
+    ]
+    assert "FileNotFoundError" in callgate.err
+
+
+def test_a_device_file_has_neighbours(
+    callgate: Told, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "callgate_test_numbers", raising=False)
+    (tmp_path / "callgate_test_numbers.py").write_text("ID = 0x1AF4, 0x10F6\n")
+    text = MODEL.replace("0x1AF4, 0x10F9", "callgate_test_numbers.ID")
+    file = write(f"import callgate_test_numbers\n{text}")
+    assert callgate("show", file) == 0
+    assert "1af4:10f6" in callgate.out
+
+
 # --- a machine that cannot be ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--on", "bochs"], "The backend must be one of loopback, unicorn, not 'bochs'"),
+        (["--on", "bochs"], "The backend must be one of kvm, loopback, qemu, unicorn, not 'bochs'"),
         (["--on", "loopback"], "The backend loopback must have a processor to run"),
         (["--arch", "vax"], "The architecture must be one of x86_64, i386, aarch64, riscv64"),
+        (["--arch", "mips"], "The architecture must be one of x86_64, i386, aarch64, riscv64"),
         (
             ["--platform", "xen", "--guest", "SPIN"],
-            "The platform of an x86_64 machine must be one of kvm-intel, kvm-amd, native",
+            "The platform of an x86_64 machine must be one of kvm-intel, kvm-amd, kvm, native",
         ),
         (["--guest", "nope.elf"], "The guest program nope.elf cannot be read: No such file"),
         (["--guest", "SPIN", "--arch", "aarch64"], "spin.elf is for x86_64, the machine is"),
@@ -306,6 +339,23 @@ def test_what_run_cannot_do(
 ) -> None:
     chosen = [str(spinning) if argument == "SPIN" else argument for argument in arguments]
     assert sentence in callgate.error("run", write(MODEL), *chosen)
+
+
+def test_a_run_ends_in_time_whatever_the_model_does(
+    callgate: Told, write: Write, spinning: Path
+) -> None:
+    text = f"""{MODEL}
+    def attach(self):
+        self.after(0, self.spin)
+
+    def spin(self):
+        while True:
+            pass
+"""
+    said = callgate.error("run", write(text), "--guest", spinning, "--timeout", "0.1")
+    assert re.search(r"used up its time, and sample\.timer \(device\.py, line \d+\) had not", said)
+    options = "--guest", spinning, "--timeout", "0.3", "--handler-timeout", "0.02"
+    assert "The guest used up its time at 0x100000" in callgate.error("run", write(text), *options)
 
 
 def test_a_device_without_a_guest_is_told_how_to_get_one(callgate: Told, write: Write) -> None:
@@ -338,7 +388,8 @@ def test_a_guest_that_is_none(
 def test_a_device_that_is_no_pci_function(callgate: Told, write: Write, spinning: Path) -> None:
     bars = "\n".join(f"    bar{n} = Bar({n}, 4096)" for n in range(6))
     file = write(MODEL.replace("import Device", "import Bar, Device") + bars)
-    assert "must leave a BAR free" in callgate.error("run", file, "--guest", spinning)
+    told = "Sample must leave 2 of the 6 BARs free for its MSI-X table and gate, and bar0, bar1, "
+    assert callgate.error("run", file, "--guest", spinning).startswith(told)
 
 
 @pytest.mark.parametrize(
@@ -350,7 +401,9 @@ def test_other_wrong_arguments(callgate: Told, arguments: list[str]) -> None:
 
 
 def test_what_bench_does_not_know(callgate: Told) -> None:
-    assert "must be one of loopback, unicorn, not 'kvm'" in callgate.error("bench", "--on", "kvm")
+    known = "must be one of loopback, unicorn, kvm, qemu, not 'bochs'"
+    assert known in callgate.error("bench", "--on", "bochs")
+    assert "--json and --markdown must not go" in callgate.error("bench", "--json", "--markdown")
     assert "must be one of x86_64, i386" in callgate.error("bench", "--arch", "vax")
     assert "must end in .png, .svg, .pdf" in callgate.error("bench", "--plot", "figure.txt")
 
@@ -378,7 +431,11 @@ def test_python_m_callgate() -> None:
 
 def test_a_device_file_is_its_own_command(write: Write) -> None:
     file = write(MODEL + "\nfrom callgate import main\nmain(Sample)\n")
-    for command, words in (("show", "twice(u32)->u32"), ("header", "sample_twice(struct sample")):
+    for command, words in (
+        ("show", "twice(u32)->u32"),
+        ("header", "sample_twice(struct sample"),
+        ("reference", "### `twice(number: u32) -> u32`"),
+    ):
         run = process(file, command)
         out, err = run.communicate()
         assert (run.returncode, err) == (0, "")
@@ -386,6 +443,49 @@ def test_a_device_file_is_its_own_command(write: Write) -> None:
     run = process(file, "--arch", "vax")
     assert "The architecture must be one of" in run.communicate()[1]
     assert run.returncode == 2
+
+
+@pytest.mark.parametrize("word", ["bench", "shwo"])
+def test_a_command_that_a_device_file_does_not_have(write: Write, word: str) -> None:
+    file = write(MODEL + "\nfrom callgate import main\nmain(Sample)\n")
+    run = process(file, word, "--json")
+    assert run.communicate()[1] == (
+        "callgate: A device file's command must be one of run, serve, show, header, reference, not "
+        f"{word}: `callgate` itself has others (--help)\n"
+    )
+    assert run.returncode == 2
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        "time.sleep(1000)",
+        "threading.Lock().acquire() and threading.Event().wait()",
+        "os.read(os.pipe()[0], 1)",
+        "select.select([], [], [])",
+    ],
+)
+def test_a_run_ends_in_time_where_a_model_is_blocked(
+    write: Write, spinning: Path, blocks: str
+) -> None:
+    file = write(f"""\
+import os, select, threading, time
+{MODEL}
+    def attach(self):
+        self.after(0, self.block)
+
+    def block(self):
+        {blocks}
+""")
+    run = process("-m", "callgate", "run", file, "--guest", spinning, "--timeout", "0.5")
+    try:
+        err = run.communicate(timeout=20)[1]
+    finally:
+        run.kill()
+    assert run.returncode == 2
+    assert err.startswith("callgate: sample.timer: the device model was ended\n")
+    assert "callgate: The guest used up its time, and sample.timer (device.py, line 18)" in err
+    assert "has not ended yet" not in err
 
 
 def test_ctrl_c_ends_a_guest_that_spins(write: Write, spinning: Path) -> None:
@@ -398,12 +498,13 @@ def test_ctrl_c_ends_a_guest_that_spins(write: Write, spinning: Path) -> None:
     assert (run.returncode, out, err) == (130, "", "callgate: interrupted\n")
 
 
-def test_a_reader_that_leaves_is_no_error() -> None:
+@pytest.mark.parametrize("command", ["header", "show"])
+def test_a_reader_that_leaves_is_no_error(command: str) -> None:
     reads, writes = os.pipe()
     os.close(reads)
     with os.fdopen(writes, "w") as out:
         run = subprocess.run(
-            [sys.executable, "-m", "callgate", "header", ADDER],
+            [sys.executable, "-m", "callgate", command, ADDER],
             stdout=out,
             stderr=subprocess.PIPE,
             text=True,

@@ -54,7 +54,7 @@ def test_each_test_runs_on_each_architecture() -> None:
 
 def test_what_concerns_hypercalls_runs_on_each_platform() -> None:
     found = parameters(OnLoopback(), OnLoopback.test_each_transport_carries_a_call)
-    assert len(found) == 11
+    assert len(found) == 13
     assert "loopback-i386-lguest" in [each.id for each in found]
 
 
@@ -87,7 +87,7 @@ def test_a_backend_that_nobody_knows_is_skipped() -> None:
         backends: ClassVar[tuple[str, ...]] = ("nothing",)
 
     (reason,) = skips(OnNothing())
-    assert "The backend must be one of loopback, unicorn" in reason
+    assert "The backend must be one of kvm, loopback, qemu, unicorn" in reason
 
 
 def test_an_agent_that_was_not_built_is_told(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_rig_is_a_machine_of_its_case(tmp_path: Path) -> None:
         old = device.calls["add"].vector
         rig.reset()
         assert Way(Transport.HYPERCALL, False).invoke(rig.open(sample), old, (2, 40))[0] == 2
-    assert sample._plug is None
+    assert sample._plugged_into is None
 
 
 def test_a_function_can_be_added(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from callgate.call import call, u64
+from callgate.deadline import Deadline
 from callgate.device import Device
-from callgate.errors import DeviceError, DrainTimeout
+from callgate.errors import BackendError, DeviceError, DrainTimeout
 from callgate.gate.abi import FRAME, FrameState, Status
-from callgate.gate.deadline import Deadline
 from callgate.gate.gate import Gate, Offer, Router
 from callgate.gate.vectors import VectorTable
 
@@ -65,7 +65,8 @@ class Rig:
     def __init__(self, device: Work, limit: float = LIMIT) -> None:
         self.device = device
         self.table = VectorTable()
-        self.gate = Gate(device, self.table, Offer(), time_limit=limit)
+        device.time_limit = Deadline(device.lock, limit)
+        self.gate = Gate(device, self.table, Offer())
 
     def base(self, index: int) -> int:
         return self.gate.frames_offset + index * self.gate.frame_size
@@ -205,8 +206,8 @@ def test_calls_still_take_turns() -> None:
 
 def test_the_limit_must_be_above_0() -> None:
     for seconds in (0, -1, float("nan")):
-        with pytest.raises(ValueError, match="time limit must be above 0 seconds"):
-            Deadline(seconds)
+        with pytest.raises(BackendError, match="time limit must be more than 0 seconds"):
+            Deadline(threading.RLock(), seconds)
 
 
 # --- out of time ----------------------------------------------------------------------------------
@@ -223,8 +224,9 @@ def test_an_endless_loop_is_answered_in_time_and_ended(caplog: pytest.LogCapture
     assert rig.call("run") == (Status.OK, (1,))  # The device's lock is free again.
     loud = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert len(loud) == 1
-    assert "work.run: the device model raised" in loud[0]
-    assert "the handler must end within 0.03 s; its call was answered TIMED_OUT" in loud[0]
+    assert loud[0].startswith("work.run: the device model took too long\n")
+    assert "in forever" in loud[0]
+    assert loud[0].endswith("HandlerTimeout: it must end within 0.03 s")
     binding = rig.gate.binding("run")
     assert binding is not None
     assert binding.errors == {Status.TIMED_OUT: 1}
@@ -312,7 +314,7 @@ def test_no_lock_is_lost_however_close_it_is() -> None:
     rig.gate.allow()
     assert work.lock.acquire(timeout=1)
     work.lock.release()
-    rig.gate.deadline = Deadline(LONG)
+    work.time_limit = Deadline(work.lock, LONG)
     assert rig.call("run") == (Status.OK, (1,))
 
 

@@ -12,10 +12,12 @@ from typing import Annotated, Any, ClassVar
 import pytest
 
 from callgate.call import Call, call, u8, u32, u64
-from callgate.device import MAX_INTERRUPTS, Device
+from callgate.device import Device
 from callgate.errors import DeclarationError
-from callgate.interrupt import Interrupt
+from callgate.interrupt import Interrupt, Interrupts
+from callgate.pci.capability import Capability, PowerManagement, VendorCapability
 from callgate.register import Bar, Field, Register
+from callgate.spec import MAX_INTERRUPTS
 
 ID = 0x1AF4, 0x10F0
 
@@ -51,11 +53,16 @@ def body(name: str = "Bad", /, **attributes: object) -> type[Device]:
         (lambda: Bar(0, 256, "io", width=64), "width must be 32 or, for memory, 64"),
         (lambda: Bar(0, 4096, width=16), "width must be 32 or, for memory, 64"),  # type: ignore[arg-type]
         (lambda: Bar(0, 4096, "rom"), 'kind must be "memory" or "io", not \'rom\''),  # type: ignore[arg-type]
-        (lambda: Bar(0, 256, "io", prefetchable=True), "neither prefetchable nor memory"),
-        (lambda: Bar(0, 256, "io", ram=True), "neither prefetchable nor memory"),
+        (lambda: Bar(0, 256, "io", prefetchable=True), "combines no writes"),
+        (lambda: Bar(0, 256, "io", ram=True), "combines no writes"),
         (lambda: Bar(0, 2048, ram=True), "shared memory must be at least 4096 bytes, not 2048"),
         (lambda: Bar("0", 4096), "index must be a number, not '0'"),  # type: ignore[arg-type]
         (lambda: Bar(0, 4096.0), "size must be a number, not 4096.0"),  # type: ignore[arg-type]
+        (lambda: Bar(True, 4096), "index must be a number, not True"),
+        (lambda: Bar(0, 4096, width=32.0), "width must be 32 or, for memory, 64"),  # type: ignore[arg-type]
+        (lambda: Bar(0, 4096, prefetchable="yes"), "prefetchable must be True or False, not 'yes'"),  # type: ignore[arg-type]
+        (lambda: Bar(0, 4096, ram=1), "ram must be True or False, not 1"),  # type: ignore[arg-type]
+        (lambda: Bar(0, 4096, write_combining=None), "write_combining must be True or False"),  # type: ignore[arg-type]
     ],
 )
 def test_a_bar_that_cannot_be(bar: Callable[[], Bar], rule: str) -> None:
@@ -124,6 +131,15 @@ def test_shared_memory_takes_no_hooks_and_holds_no_registers() -> None:
         (lambda: Register(0, width=8, reset=256), "reset must fit 8 bits, and 0x100 does not"),
         (lambda: Register(0, reset=-1), "reset must fit 32 bits, and -0x1 does not"),
         (lambda: Register(0, reset=None), "reset must be a number, not None"),  # type: ignore[arg-type]
+        (lambda: Register(0, reset=True), "reset must be a number, not True"),
+        (lambda: Register(0, width=32.0), "must be 8, 16, 32 or 64 bits, not 32.0"),  # type: ignore[arg-type]
+        (lambda: Register(0, bar=3), "bar must be a Bar of the class, not 3"),  # type: ignore[arg-type]
+        (lambda: Register(0, doc=5), "doc must be a text, not 5"),  # type: ignore[arg-type]
+        (
+            lambda: Register(1 << 40),
+            "must end inside the 0x80000000 bytes of a BAR of 32 bits, not at 0x10000000004, or "
+            "lie in a Bar that is declared with width=64",
+        ),
     ],
 )
 def test_a_register_that_cannot_be(register: Callable[[], Register], rule: str) -> None:
@@ -182,6 +198,26 @@ def test_a_field_that_cannot_be() -> None:
         Field(3, 0)  # type: ignore[arg-type]
 
 
+def test_what_is_no_fields_bits() -> None:
+    def made(*bits: Any, **others: Any) -> None:
+        control = Register(0)
+        body(control=control, mode=Field(control, *bits, **others))
+
+    for bits, rule in (
+        (("0",), "low must be a number, not '0'"),
+        ((0.5,), "low must be a number, not 0.5"),
+        ((False,), "low must be a number, not False"),
+        ((0, "3"), "high must be a number, not '3'"),
+        ((0, 1 << 80), "must lie in the 32 bits of control"),
+    ):
+        with refused("Bad.mode:", rule):
+            made(*bits)
+    with refused("Bad.mode: doc must be a text, not 5"):
+        made(0, doc=5)
+    with refused("Bad.mode: access must be one of", "not ''"):
+        made(0, access="")
+
+
 def test_fields_must_not_share_bits() -> None:
     control = Register(0)
     with refused("Bad.second must not share bits with another field of control"):
@@ -221,6 +257,38 @@ def test_one_hook_of_a_kind() -> None:
             def second(self, value: int) -> None: ...
 
 
+def test_a_decorator_has_no_parentheses() -> None:
+    for make in (lambda: Register(0), lambda: Bar(0, 4096), lambda: Field(Register(0), 0)):
+        for kind in ("on_read", "on_write"):
+            place: Any = make()
+            getattr(place, kind)()(lambda self: 0)
+            several = {"control": place.register} if isinstance(place, Field) else {}
+            with refused(f"Bad.mode: {kind} must be used without parentheses"):
+                body(**several, mode=place)
+
+
+def test_a_fields_hook_that_would_never_run() -> None:
+    def changed(self: Any, value: int) -> None: ...
+
+    def look(self: Any) -> int:
+        return 0
+
+    control = Register(0)
+    still = Field(control, 0, access="r")
+    still.on_write(changed)
+    with refused("Bad.still must do without on_write, since it is read-only"):
+        body(control=control, still=still, changed=changed)
+    control = Register(0, access="w")
+    start = Field(control, 0)
+    start.on_read(look)
+    with refused("Bad.start must do without on_read, since it is write-only"):
+        body(control=control, start=start, look=look)
+    mode = Field(control := Register(0), 0)
+    mode.on_read(changed)
+    with refused("Bad.mode: on_read must be given a method of (self), not changed("):
+        body(control=control, mode=mode)
+
+
 def test_a_hook_is_a_method() -> None:
     control = Register(0)
     control.on_read(5)  # type: ignore[type-var]
@@ -235,6 +303,108 @@ def test_a_hook_is_a_method() -> None:
             @control.on_write
             @call
             def changed(self, value: u32) -> None: ...
+
+
+def test_a_hook_takes_what_it_is_given() -> None:
+    def wrong(method: Any, *, read: bool, bar: bool = False) -> dict[str, Any]:
+        place = Bar(0, 4096) if bar else Register(0)
+        (place.on_read if read else place.on_write)(method)
+        return {"control": place}
+
+    def alone(self: Any) -> int:
+        return 0
+
+    def value(self: Any, value: int) -> None: ...
+
+    def three(self: Any, offset: int, size: int) -> int:
+        return 0
+
+    def several(self: Any, *, more: int) -> None: ...
+
+    async def later(self: Any, value: int) -> None: ...
+
+    with refused("Bad.control: on_write must be given a method of (self, value), not alone(self"):
+        body(**wrong(alone, read=False))
+    with refused("Bad.control: on_read must be given a method of (self), not value(self", "value"):
+        body(**wrong(value, read=True))
+    with refused("on_read must be given a method of (self, offset, size), not alone"):
+        body(**wrong(alone, read=True, bar=True))
+    with refused("on_write must be given a method of (self, offset, size, value), not three"):
+        body(**wrong(three, read=False, bar=True))
+    with refused("on_write must be given a method of (self, value), not several"):
+        body(**wrong(several, read=False))
+    for method in (later, staticmethod(value)):
+        with refused("Bad.control: on_write must be given an ordinary method", "is async, a gen"):
+            body(**wrong(method, read=False))
+    with refused("Sub.control: on_write must be given a method of (self, value), not switch(self"):
+
+        class Sub(Base):
+            def switch(self) -> None: ...  # type: ignore[override]
+
+
+def test_a_read_hook_on_a_write_only_register_would_be_in_vain() -> None:
+    with refused("Bad.start: a write-only register must do without on_read: the guest reads zeros"):
+
+        class Bad(Device):
+            id = ID
+            start = Register(0, access="w")
+
+            @start.on_read
+            def look(self) -> int:
+                return 1
+
+    class Good(Device):
+        id = ID
+        start = Register(0, access="w")
+        busy = Field(start, 0, access="r")
+
+        @start.on_read
+        def look(self) -> int:
+            return 3
+
+    assert Good().register_read(0, 0, 4) == 1
+
+
+def test_a_field_has_a_reset_of_its_own() -> None:
+    class Control(Device):
+        id = ID
+        control = Register(0, reset=0x80)
+        enable = Field(control, 0, reset=1)
+        mode = Field(control, 4, 6, reset=5)
+        speed = Field(control, 7)
+        rest = Field(control, 8, 15)
+
+    device = Control()
+    assert device.control == 0xD1
+    assert (device.enable, device.mode, device.speed) == (1, 5, 1)
+    assert [field.reset for field in Control.spec.fields] == [1, 5, 1, 0]
+    assert (Control.control.reset, Control.speed.reset) == (0x80, None)  # As they were declared.
+
+    class Other(Control):
+        control = Register(0)
+        enable = Field(Control.control, 0, reset=0)
+
+    assert Other().control == 0x50
+    assert Control().control == 0xD1
+    device.register_write(0, 0, 4, 0)
+    device.do_reset()
+    assert device.control == 0xD1
+
+
+def test_a_fields_reset_that_cannot_be() -> None:
+    def made(reset: Any) -> type[Device]:
+        control = Register(0, reset=0x30)
+        return body(control=control, mode=Field(control, 4, 6, reset=reset))
+
+    with refused("Bad.mode: reset must fit 3 bits, and 0x8 does not"):
+        made(8)
+    with refused("Bad.mode: reset must fit 3 bits, and -0x1 does not"):
+        made(-1)
+    with refused("Bad.mode: reset must be a number, not '1'"):
+        made("1")
+    with refused("Bad.mode: reset must be 0x3 as control's reset has it, or given once, and it is"):
+        made(1)
+    assert made(3)().register_read(0, 0, 4) == 0x30
 
 
 def test_a_method_may_be_hook_and_call() -> None:
@@ -352,6 +522,28 @@ def test_parameters_are_ordinary_ones() -> None:
         body(nothing=call(nothing))
 
 
+def test_a_parameter_has_no_default() -> None:
+    with refused("Bad.add: parameter b must have no default value: a guest gives every argument"):
+
+        class Bad(Device):
+            id = ID
+
+            @call
+            def add(self, a: u8, b: u8 = 3) -> u8:
+                return a + b
+
+
+def test_a_call_that_returns_nothing_says_none() -> None:
+    with refused("Bad.add must return None, one value or a tuple of some", "write -> None"):
+
+        class Bad(Device):
+            id = ID
+
+            @call
+            def add(self) -> tuple[()]:
+                return ()
+
+
 def test_a_call_is_an_ordinary_method() -> None:
     async def later(self) -> u8: ...  # type: ignore[no-untyped-def, empty-body]
 
@@ -362,7 +554,7 @@ def test_a_call_is_an_ordinary_method() -> None:
         name = function.__name__
         with refused(f"Bad.{name} must be an ordinary method to be a call"):
             body(**{name: call(function)})
-    with refused("@call must stand above a method, not <property"):
+    with refused("Bad.value must be an ordinary method to be a call", "nor a property"):
 
         class Bad(Device):
             id = ID
@@ -374,7 +566,7 @@ def test_a_call_is_an_ordinary_method() -> None:
 
 
 def test_two_calls_of_one_name_in_a_body() -> None:
-    with refused("Bad.add must be declared once: two calls have this name"):
+    with refused("Bad.add must be declared once: line", "makes it a call, and what comes later"):
 
         class Bad(Device):
             id = ID
@@ -386,6 +578,69 @@ def test_two_calls_of_one_name_in_a_body() -> None:
             @call  # type: ignore[no-redef]
             def add(self, a: u64) -> u64:  # noqa: F811
                 return a
+
+
+def test_a_declaration_is_not_lost_by_accident() -> None:
+    with refused("Bad.f must be declared once: line", "makes it a Register, and what comes later"):
+
+        class Bad(Device):
+            id = ID
+            f = Register(0)
+
+            @call  # type: ignore[no-redef]
+            def f(self) -> None: ...  # noqa: F811
+
+    with refused("Bad2.f must be declared once: line", "makes it a call, and what comes later"):
+
+        class Bad2(Device):
+            id = ID
+
+            @call
+            def f(self) -> None: ...
+
+            def f(self) -> None: ...  # type: ignore[no-redef]  # noqa: F811
+
+    with refused("Bad3: what line", "declares, a Register, must be an attribute of the class"):
+
+        class Bad3(Device):
+            id = ID
+            f = Register(0)
+
+            def f(self) -> None: ...  # type: ignore[no-redef]  # noqa: F811
+
+    with refused("Bad4: what line", "declares, a Bar, must be an attribute", "nothing keeps it"):
+
+        class Bad4(Device):
+            id = ID
+            windows = (Bar(0, 4096), Bar(1, 4096))
+
+    with refused("Mixin.done must be declared once: line", "makes it an Interrupt"):
+
+        class Mixin:
+            done = Interrupt()
+            other = Interrupt()
+            done = 5  # type: ignore[assignment]  # noqa: PIE794
+
+        class Bad5(Mixin, Device):
+            id = ID
+
+
+def test_what_functions_make_for_a_class_body_counts_as_its_own() -> None:
+    def bank(number: int) -> Register:
+        return Register(4 * number)
+
+    class Banks(Device):
+        id = ID
+        a, b = bank(0), bank(1)
+        for number in range(2, 4):
+            locals()[f"r{number}"] = bank(number)
+
+        class Inner(Device):
+            id = ID
+            c = Register(0)
+            several = Interrupts(2)
+
+    assert [one.name for one in Banks.spec.registers] == ["a", "b", "r2", "r3"]
 
 
 def test_two_calls_of_one_name_by_the_parameter() -> None:
@@ -449,7 +704,7 @@ def test_a_buffer_takes_two_slots_and_is_no_result() -> None:
 
     def take(self, a, b, c, d, e, f, g): ...  # type: ignore[no-untyped-def]
 
-    take.__annotations__ = dict.fromkeys("abcdefg", BufferIn)
+    take.__annotations__ = dict.fromkeys("abcdefg", BufferIn) | {"return": None}
     with refused("Bad.take must need at most 12 argument slots, not 14 (a Buffer takes two)"):
         body(take=call(take))
 
@@ -459,6 +714,24 @@ def test_a_buffer_takes_two_slots_and_is_no_result() -> None:
         give.__annotations__ = {"return": annotation}
         with refused("Bad.give must return numbers or bytes"):
             body(give=call(give))
+
+
+def test_a_call_says_what_it_returns() -> None:
+    with refused('Bad.half must say what it returns: write "-> None", or the type of its result'):
+
+        class Bad(Device):
+            id = ID
+
+            @call
+            def half(self, a: u8):  # type: ignore[no-untyped-def]
+                return a // 2
+
+
+def test_one_way_is_true_or_false() -> None:
+    def shout(self: Any) -> None: ...
+
+    with refused("Bad.shout: one_way must be True or False, not 'x'"):
+        body(shout=call(one_way="x")(shout))  # type: ignore[call-overload]
 
 
 def test_one_way_returns_nothing() -> None:
@@ -491,7 +764,7 @@ def test_an_enumeration_fits_its_width() -> None:
     take.__annotations__ = {"a": Annotated[Wide, u8]}
     with refused("Wide.BIG must fit u8"):
         body(take=call(take))
-    take.__annotations__ = {"a": Annotated[Wide, u64]}
+    take.__annotations__ = {"a": Annotated[Wide, u64], "return": None}
     assert body(take=call(take)).spec.calls[0].text == "take(u64)->()"
 
 
@@ -515,12 +788,18 @@ def test_an_enumeration_fits_its_width() -> None:
         ("version", "1.0", "must be a number of 32 bits, not '1.0'"),
         ("frames", 0, "must be 1 to 1024, not 0"),
         ("frames", 1025, "must be 1 to 1024, not 1025"),
+        ("msi", 4, "must be True or False, not 4"),
+        ("msix", None, "must be True or False, not None"),
+        ("msi_masking", "yes", "must be True or False, not 'yes'"),
         ("frame_size", 128, "must be a power of two, 256 to 1 MiB, not 128"),
         ("frame_size", 3000, "must be a power of two, 256 to 1 MiB, not 3000"),
         ("frame_size", 1 << 21, "must be a power of two, 256 to 1 MiB"),
         ("name", "two words", "must be an identifier of at most 39 bytes, not 'two words'"),
         ("name", "a" * 40, "must be an identifier of at most 39 bytes"),
         ("name", 5, "must be an identifier of at most 39 bytes, not 5"),
+        ("frames", True, "must be a number of 16 bits, not True"),
+        ("id", (True, 2), "must be a number of 16 bits, not True"),
+        ("revision", 1.0, "must be a number of 8 bits, not 1.0"),
         ("abi", "not a uuid", "must be a UUID's text, not 'not a uuid'"),
         ("abi", 5, "must be a UUID's text, not 5"),
     ],
@@ -528,6 +807,80 @@ def test_an_enumeration_fits_its_width() -> None:
 def test_the_numbers_of_a_class(attribute: str, value: object, rule: str) -> None:
     with refused(f"Bad.{attribute}", rule):
         body(**{attribute: value})
+
+
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [
+        (3, "must be a tuple, not 3"),
+        ([PowerManagement()], "must be a tuple, not [<"),
+        ((3,), "must hold Capability objects (callgate.pci.capability), not 3"),
+        ((PowerManagement,), "must hold Capability objects (callgate.pci.capability), not <class"),
+        ((Capability(0x11, bytes(10)),), "must leave out the MSI-X capability: Interrupt() makes"),
+        ((Capability(0x05, bytes(12)),), "must leave out the MSI capability: msi = True makes it"),
+        ((PowerManagement(), PowerManagement()), "must not hold two with the id 0x01"),
+    ],
+)
+def test_capabilities_that_cannot_be(given: object, rule: str) -> None:
+    with refused("Bad.capabilities", rule):
+        body(capabilities=given)
+
+
+def test_two_capabilities_of_the_vendors_own() -> None:
+    body(capabilities=(VendorCapability(b"a"), VendorCapability(b"b")))
+
+
+def test_the_functions_own_bars_have_room() -> None:
+    six = {f"bar{index}": Bar(index, 4096) for index in range(6)}
+
+    def ping(self) -> None: ...  # type: ignore[no-untyped-def]
+
+    assert len(body(**six).spec.bars) == 6
+    with refused("Bad must leave 1 of the 6 BARs free for its MSI-X table, and bar0, bar1"):
+        body(**{name: Bar(bar.index, 4096) for name, bar in six.items()}, done=Interrupt())
+    with refused("must leave 2 of the 6 BARs free for its MSI-X table and gate", "take 5"):
+        wide = {f"wide{index}": Bar(index, 4096, width=64) for index in (0, 2)}
+        body(**wide, last=Bar(4, 4096), ping=call(ping))
+    few = {f"bar{index}": Bar(index, 4096) for index in range(5)}
+    with refused("must leave 2 of the 6 BARs free"):
+        body(**few, ping=call(ping))
+    few = {f"bar{index}": Bar(index, 4096) for index in range(5)}
+    body(**few, ping=call(ping), msix=False)
+    six = {f"bar{index}": Bar(index, 4096) for index in range(6)}
+    body(**six, done=Interrupt(), msix=False)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["_read", "_write", "_register_values", "plug_in", "memory", "gate", "lock", "after", "spec"],
+)
+def test_what_every_device_has_for_itself(name: str) -> None:
+    with refused(f"Bad.{name} must have another name, since every Device has '{name}' for itself"):
+        body(**{name: lambda self: None})
+
+
+def test_what_a_model_may_override() -> None:
+    class Mixin:
+        def _read(self) -> None: ...
+
+    class Good(Device, Mixin):  # type: ignore[misc]  # What comes last hides nothing of Device.
+        id = ID
+
+        def register_read(self, bar: int, offset: int, size: int) -> int:
+            return 0
+
+    assert Good().register_read(0, 0, 4) == 0
+    with refused("Mixin._read must have another name"):
+        type("Bad", (Mixin, Device), {"id": ID})
+
+
+@pytest.mark.parametrize("name", ["attach", "reset", "detach"])
+def test_the_life_cycle_takes_no_arguments(name: str) -> None:
+    async def later(self: Any) -> None: ...
+
+    for method in (lambda self, hard: None, lambda: None, later, 5):
+        with refused(f"Bad.{name} must be a method of (self), as Device has it"):
+            body(**{name: method})
 
 
 def test_a_device_must_have_an_id() -> None:
@@ -549,6 +902,15 @@ def test_names_and_uuid_follow_from_the_class() -> None:
     assert body(abi=text).spec.uuid == uuid.UUID(text)
 
 
+def test_the_doc_of_an_interrupt_is_text() -> None:
+    with refused("Bad.done: doc must be a text, not 5"):
+        body(done=Interrupt(doc=5))  # type: ignore[arg-type]
+    with refused("Bad.queues: doc must be a text, not None"):
+        body(queues=Interrupts(2, None))  # type: ignore[arg-type]
+    with refused("Interrupts must be 1 or more, not True"):
+        Interrupts(True)
+
+
 def test_too_many_interrupts() -> None:
     with refused("Bad must declare at most 2047 interrupts, not 2048"):
         body(**{f"i{number}": Interrupt() for number in range(MAX_INTERRUPTS + 1)})
@@ -556,7 +918,9 @@ def test_too_many_interrupts() -> None:
     assert [one.index for one in spec.interrupts] == list(range(MAX_INTERRUPTS))
 
 
-@pytest.mark.parametrize("name", ["reset", "memory", "lock", "version", "id", "spec", "_values"])
+@pytest.mark.parametrize(
+    "name", ["reset", "memory", "lock", "version", "id", "spec", "_register_values"]
+)
 def test_a_name_that_every_device_has(name: str) -> None:
     for one in (Register(0), Interrupt()):
         attributes: dict[str, Any] = {"id": ID, name: one}
@@ -588,7 +952,7 @@ def test_one_object_is_one_declaration() -> None:
         body(a=shared, b=shared)
     interrupt = Interrupt()
     first = body("First", done=interrupt)
-    with refused("Bad.ready must be a Interrupt of its own: First.done is the same"):
+    with refused("Bad.ready must be an Interrupt of its own: First.done is the same"):
         body(ready=interrupt)
     assert first.spec.interrupts[0].name == "done"
 

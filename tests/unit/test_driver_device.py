@@ -2,6 +2,7 @@
 """GateDevice: Python's values in and out, frames and buffers given back, vectors looked up anew."""
 
 import enum
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -14,9 +15,10 @@ from callgate import errors
 from callgate.call import BufferIn, BufferInOut, BufferOut, call, i8, i32, u8, u16, u64
 from callgate.device import Device
 from callgate.driver import open_device
-from callgate.driver.device import GateDevice, NoAnswer
+from callgate.driver.device import GateDevice
 from callgate.driver.door import DmaMemory
 from callgate.driver.frame import Frame
+from callgate.errors import NoAnswer, NotFound
 from callgate.gate.abi import DoorbellRegister, Feature, FrameState, Status, Transport
 from callgate.register import Bar
 from callgate.testing import FakeGuest
@@ -104,20 +106,45 @@ def guest(sample: Sample) -> Iterator[FakeGuest]:
         yield guest
 
 
-@pytest.fixture(params=["hypercall", "pio", "mmio", "unmapped"])
+@pytest.fixture(params=["hypercall", "pio", "mmio", "unmapped", "apart"])
 def device(request: pytest.FixtureRequest, guest: FakeGuest) -> GateDevice:
-    """By each transport, and through a door that maps nothing."""
+    """By each transport, through a door that maps nothing, and by the quick way of one whose
+    devices are in another process."""
     name: str = request.param
+    if name == "apart":
+        guest.door.apart = True
+        return guest.open("sample", transport=Transport.MMIO)
     if name == "unmapped":
         guest.door.map = lambda address, length: None  # type: ignore[method-assign]
         return guest.open("sample", transport=Transport.MMIO)
     return guest.open("sample", transport=Transport[name.upper()])
 
 
+@pytest.mark.parametrize("wrong", [1 << 64, -(1 << 63) - 1, 1 << 200], ids=hex)
+def test_a_number_must_fit_64_bits(device: GateDevice, wrong: int) -> None:
+    for arguments, place in ((wrong, 0), 1), ((0, wrong), 2):
+        sentence = f"argument {place}, u64, must be -2**63 to 2**64 - 1, not {wrong:#x}"
+        with pytest.raises(ValueError, match=re.escape(f"add(u64,u64)->u64: {sentence}")):
+            device.add(*arguments)
+    with pytest.raises(ValueError, match=r"argument 1, i8, must be -2\*\*63"):
+        device.pair(wrong, 0)
+    assert device.add(2, 40) == 42
+
+
+@pytest.mark.parametrize("wrong", ["x", 1.0, None, b"x"], ids=repr)
+def test_what_is_no_number(device: GateDevice, wrong: Any) -> None:
+    with pytest.raises(TypeError, match=f"argument 2, u64, must be a number, not {wrong!r}"):
+        device.add(1, wrong)
+    with pytest.raises(TypeError, match=f"argument 1, bool, must be a number, not {wrong!r}"):
+        device.truth(wrong)
+    assert device.add(2, 40) == 42
+
+
 def test_numbers(device: GateDevice) -> None:
     assert device.add(2, 40) == 42
     assert device.add(ONES, 2) == 1
     assert device.add(-1, 0) == ONES, "modulo 2^64"
+    assert device.add(-(1 << 63), ONES) == (1 << 63) - 1
     assert device.pair(-128, 2**31 - 1) == (2**31 - 1, -128)
     assert device.truth(True) is False
     assert device.truth(0) is True
@@ -129,6 +156,13 @@ def test_bytes(device: GateDevice) -> None:
     assert device.turn(b"", b"xyz") == (b"zyx", 0)
     assert device.turn(bytes(9), b"\1") == (b"\1" + bytes(9), 9)
     assert device.turn(bytearray(376), memoryview(b"12345678")) == (b"87654321" + bytes(376), 376)
+
+
+def test_what_is_no_bytes(device: GateDevice) -> None:
+    for wrong in ("text", 5, [1, 2]):
+        sentence = f"argument 2 must be bytes, not {wrong!r}"
+        with pytest.raises(TypeError, match=re.escape(sentence)):
+            device.turn(b"", wrong)
 
 
 def test_bytes_that_fill_the_payload_to_its_last_byte(device: GateDevice) -> None:
@@ -189,7 +223,7 @@ def test_many_calls_use_no_more_memory_and_frames(device: GateDevice) -> None:
             device.narrow(256)
         with pytest.raises(errors.DeviceFault):
             device.fail()
-    assert len(device._free) == len(device.frames) == 3
+    assert len(device.free) == len(device.frames) == 3
 
 
 @pytest.mark.parametrize(
@@ -240,7 +274,7 @@ def test_wrong_arguments(device: GateDevice) -> None:
 def test_a_name_that_is_not_there(device: GateDevice) -> None:
     with pytest.raises(AttributeError, match="must have a call 'sub'; its calls are add, narrow"):
         device.sub(1)
-    with pytest.raises(KeyError):
+    with pytest.raises(NotFound, match="sample must have a call 'sub'; its calls are add, narrow"):
         device.call("sub")
     assert not hasattr(device, "__array__")
 
@@ -337,7 +371,7 @@ def test_a_gate_that_moved(device: GateDevice) -> None:
     function.set_config(bar, 4, device.base + 0x0400_0000 & 0xFFFF_FFFF)
     device.refresh()
     assert device.turn(b"abc", b"") == (b"cba", 3)
-    assert len(device._free) == 3
+    assert len(device.free) == 3
 
 
 # --- transports -----------------------------------------------------------------------------------
@@ -523,7 +557,7 @@ def test_threads_share_the_frames(guest: FakeGuest) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
-    assert len(device._free) == 3
+    assert len(device.free) == 3
 
 
 def test_an_answer_that_does_not_fit_the_frame(guest: FakeGuest) -> None:

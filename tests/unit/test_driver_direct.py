@@ -70,9 +70,8 @@ def test_memory_for_dma_is_apart_aligned_and_empty() -> None:
 def test_memory_for_dma_is_ram_even_if_rom_lies_below() -> None:
     with FakeGuest(Sample(), arch="aarch64", ram=MIB) as guest:
         guest.memory.add(0x1000, bytes(0x1000))
-        from callgate.driver.direct import DirectDoor
 
-        memory = DirectDoor(guest.machine).allocate(16)
+        memory = guest.machine.door.allocate(16)
         guest.memory.write(memory.gpa, b"writable")
 
 

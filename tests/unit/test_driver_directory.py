@@ -7,9 +7,10 @@ import pytest
 
 from callgate.call import BufferIn, call, u8, u64
 from callgate.device import Device
-from callgate.driver.device import open_device
-from callgate.driver.directory import NotAGate, find_gate, read_directory
+from callgate.driver.directory import find_gate, read_directory
+from callgate.driver.find import open_device
 from callgate.driver.pci import PciFunction
+from callgate.errors import NotAGate, NotFound
 from callgate.gate.abi import (
     CAPABILITY,
     CAPABILITY_SIGNATURE,
@@ -260,5 +261,5 @@ def test_a_broken_device_does_not_hide_the_next_one() -> None:
     devices = liar({"version_major": 2}, {}, {}), liar({}, {"signature": 0}, {}), Sound()
     with FakeGuest(*devices) as guest:
         assert open_device("sound", guest.door).call("add", 2, 40) == 42
-        with pytest.raises(LookupError, match=r"named 'nobody'.*version 1.*sound"):
+        with pytest.raises(NotFound, match=r"named 'nobody'.*version 1.*sound"):
             open_device("nobody", guest.door)

@@ -7,6 +7,7 @@ import pytest
 
 from callgate.call import call, u64
 from callgate.device import Device
+from callgate.driver.door import DmaMemory
 from callgate.driver.pci import (
     CAP_MSIX,
     CAP_VENDOR,
@@ -17,8 +18,9 @@ from callgate.driver.pci import (
     PciFunction,
     answering,
 )
+from callgate.errors import NotFound
 from callgate.interrupt import Interrupt
-from callgate.pci.capability import PowerManagement
+from callgate.pci.capability import PowerManagement, VendorCapability
 from callgate.register import Bar, Register
 from callgate.testing import FakeGuest
 
@@ -116,7 +118,7 @@ def test_bars() -> None:
         assert [place.kind for place in places] == ["memory", "io", "memory"]
         bars = guest.machine.functions[0].bars
         assert [place.address for place in places] == [bar.address for bar in bars]
-        with pytest.raises(LookupError, match=r"BAR 4 of 00:01.0 must have an address"):
+        with pytest.raises(NotFound, match=r"BAR 4 of 00:01.0 must have an address"):
             function.bar(4)
 
 
@@ -181,9 +183,78 @@ def test_an_entry_is_masked_while_it_is_changed() -> None:
         assert writes == [1, 1, 1]
 
 
+class Messages(Noisy):
+    msi, msix = True, False
+
+
+class Bare(Messages):
+    msi_masking = False
+
+
+@pytest.mark.parametrize("kind", [Messages, Bare])
+def test_by_msi_all_interrupts_are_one(kind: type[Noisy]) -> None:
+    with FakeGuest(kind()) as guest:
+        function = guest.function(*kind.id)
+        interrupt = function.interrupt(1)
+        assert not interrupt.take()
+        for index in (0, 1):
+            function.write(0, 0, 4, index)
+            assert interrupt.wait(0)
+            assert not interrupt.take()
+        with pytest.raises(NotFound, match=r"00:01.0 must have MSI-X for a second interrupt"):
+            function.interrupt(0)
+
+
+def test_a_masked_message_comes_later() -> None:
+    with FakeGuest(Messages()) as guest:
+        function = guest.function(*Messages.id)
+        interrupt = function.interrupt(0)
+        interrupt.mask(True)
+        function.write(0, 0, 4, 1)
+        assert not interrupt.take()
+        interrupt.mask(False)
+        assert interrupt.take()
+
+
+def test_msi_without_masks_masks_nothing() -> None:
+    with FakeGuest(Bare()) as guest:
+        interrupt = guest.function(*Bare.id).interrupt(0)
+        with pytest.raises(NotFound, match=r"00:01.0 must have per-vector masking"):
+            interrupt.mask(True)
+
+
+class Narrow(Device):
+    """A capability of MSI with 32 address bits, which our own never have."""
+
+    id = 0x1AF4, 0x10F3
+    capabilities = (VendorCapability(bytes(11)),)
+
+
+@pytest.mark.parametrize("control", [0x0000, 0x0100])
+def test_msi_with_a_narrow_address(control: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeGuest(Narrow()) as guest:
+        config = guest.machine.functions[0].config
+        config.define(0x40, bytes([5, 0]) + control.to_bytes(2, "little") + bytes(16))
+        config.define(0x42, config.dump()[0x42:0x54], writable=b"\xff" * 18)
+        function = guest.function(*Narrow.id)
+        address = guest.door.allocate(64).gpa + 64  # where the next one will be
+        interrupt = function.interrupt(0)
+        assert function.config(0x44, 4) == address
+        assert function.config(0x48, 2) == 1
+        assert function.config(0x42, 2) == control | 1
+        if control:
+            interrupt.mask(True)
+            assert function.config(0x4C, 4) == 1
+        high = DmaMemory(guest.door.allocate(64).gpa + (1 << 32), 64)
+        monkeypatch.setattr(guest.door, "allocate", lambda length: high)
+        function.set_config(0x42, 2, control)
+        with pytest.raises(NotFound, match=r"00:01.0 must have 64-bit MSI to reach 0x1"):
+            function.interrupt(0)
+
+
 def test_interrupts_that_are_not_there() -> None:
     with FakeGuest(Noisy(), Plain()) as guest:
-        with pytest.raises(LookupError, match=r"An interrupt of 00:01.0 must be below 3, not 3"):
+        with pytest.raises(NotFound, match=r"An interrupt of 00:01.0 must be below 3, not 3"):
             guest.function(*Noisy.id).interrupt(3)
-        with pytest.raises(LookupError, match=r"00:02.0 must have an MSI-X capability"):
+        with pytest.raises(NotFound, match=r"00:02.0 must have an MSI-X or MSI capability"):
             guest.function(*Plain.id).interrupt(0)

@@ -7,7 +7,7 @@ import pytest
 
 from callgate.call import call, u64
 from callgate.device import Device
-from callgate.errors import BackendError, DmaError
+from callgate.errors import BackendError, DmaError, NotFound
 from callgate.interrupt import Interrupt
 from callgate.register import Register
 from callgate.testing import FakeGuest
@@ -108,9 +108,9 @@ def test_several_devices() -> None:
 
 def test_who_is_not_there_is_told() -> None:
     with FakeGuest(Clock()) as guest:
-        with pytest.raises(LookupError, match=r"a function 1af4:1234 must be on the bus"):
+        with pytest.raises(NotFound, match=r"a function 1af4:1234 must be on the bus"):
             guest.function(0x1AF4, 0x1234)
-        with pytest.raises(LookupError, match=r"a device named 'nobody'.*: clock"):
+        with pytest.raises(NotFound, match=r"a device named 'nobody'.*: clock"):
             guest.open("nobody")
 
 

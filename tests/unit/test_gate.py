@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The gate, frame by frame: what a guest writes, and what it is answered (docs/abi.md, 3 to 7)."""
 
+import inspect
 import logging
+import re
 import struct
 import sys
 import threading
@@ -9,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
+from itertools import pairwise
 from typing import Any
 
 import numpy
@@ -18,9 +21,17 @@ from hypothesis import strategies as st
 
 from callgate.call import BufferIn, BufferInOut, BufferOut, call, i16, u8, u16, u32, u64
 from callgate.device import Device
-from callgate.errors import DeviceError, DmaError, DrainTimeout, VectorError, VectorsExhausted
+from callgate.errors import (
+    DeviceError,
+    DmaError,
+    DrainTimeout,
+    PlugError,
+    VectorError,
+    VectorsExhausted,
+)
 from callgate.gate import frame as frame_module
 from callgate.gate import gate as gate_module
+from callgate.gate import snapshot
 from callgate.gate.abi import (
     ENTRY,
     FRAME,
@@ -175,6 +186,7 @@ class Rig:
         count: int | None = None,
         payload: bytes = b"",
         state: int = READY,
+        results: int = 0,
     ) -> None:
         base = self.base(index)
         frame = FRAME.pack(
@@ -184,7 +196,7 @@ class Rig:
             arguments=len(slots) if count is None else count,
             cookie=0x0123_4567_89AB_CDEF,
             status=0x5A5A_5A5A,  # What the driver leaves there does not matter.
-            results=0xEE,
+            results=results,
             values=(*slots, *(0xDEAD,) * (12 - len(slots))),
         )
         self.gate.ram[base + FRAME.size : base + FRAME.size + len(payload)] = payload
@@ -332,6 +344,12 @@ def test_what_the_host_does_not_answer_it_leaves_alone(rig: Rig) -> None:
     assert frame["values"] == (42, 40, *(0xDEAD,) * 10)
 
 
+def test_what_the_driver_leaves_in_the_hosts_members_does_not_matter(rig: Rig) -> None:
+    assert rig.call("add", 2, 40, results=0xEE) == (Status.OK, (42,))
+    assert rig.call("copy", 2, 40, results=0xEE) == (Status.BAD_COUNT, ())
+    assert rig.frame()["arguments"] == 2
+
+
 def test_no_such_vector(rig: Rig) -> None:
     live = {binding.vector for binding in rig.table.live.values()}
     for vector in (0, 1, *(set(range(5000, 5003)) - live), 0x7FFF_FFFF, 0xFFFF_FFFF):
@@ -413,7 +431,15 @@ def test_busy(rig: Rig) -> None:
 
 @pytest.mark.parametrize(
     ("code", "seen"),
-    [(0, 0), (5, 5), (Code.REFUSED, 77), (-22, 2**64 - 22), (numpy.uint8(200), 200), (1 << 64, 0)],
+    [
+        (0, 0),
+        (5, 5),
+        (Code.REFUSED, 77),
+        (numpy.uint8(200), 200),
+        (2**64 - 1, 2**64 - 1),
+        (-22, 2**64 - 22),
+        (-(2**63), 2**63),
+    ],
 )
 def test_device_error(rig: Rig, code: int, seen: int, caplog: pytest.LogCaptureFixture) -> None:
     def refuse() -> None:
@@ -425,8 +451,8 @@ def test_device_error(rig: Rig, code: int, seen: int, caplog: pytest.LogCaptureF
     assert caplog.records == []  # On purpose: nothing to report.
 
 
-@pytest.mark.parametrize("code", ["five", None, 1.5])
-def test_a_device_error_without_a_number(
+@pytest.mark.parametrize("code", ["five", None, 1.5, 1 << 64, -(2**63) - 1])
+def test_a_device_error_without_a_number_of_64_bits(
     rig: Rig, code: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse() -> None:
@@ -435,7 +461,7 @@ def test_a_device_error_without_a_number(
     rig.device.act = refuse
     assert rig.call("add", 1, 1) == (Status.DEVICE_FAULT, ())
     assert "sample.add: the device model raised" in caplog.text
-    assert "the code of a DeviceError must be a number, not DeviceError(" in caplog.text
+    assert f"the code of a DeviceError must be a number of 64 bits, not {code!r}" in caplog.text
     assert "in refuse" in caplog.text
 
 
@@ -476,7 +502,16 @@ def test_a_result_that_does_not_fit_is_a_fault_of_the_model(
 ) -> None:
     rig = Rig(Work(lambda: -1))
     assert rig.call("run") == (Status.DEVICE_FAULT, ())
-    assert "run must return what its annotation says, u64, not -1" in caplog.text
+    (report,) = (each.getMessage() for each in caplog.records if each.name == "callgate.device")
+    lines, number = inspect.getsourcelines(Work.run.function)  # type: ignore[attr-defined]
+    line = number + [text.strip().startswith("def ") for text in lines].index(True)
+    assert report == (
+        "work.run: the device model raised\n"
+        "Traceback (most recent call last):\n"
+        f'  File "{__file__}", line {line}, in run\n'
+        "    def run(self) -> u64:\n"
+        "callgate.report.ResultMisfit: run must return what its annotation says, u64, not -1"
+    )
 
 
 def test_result_bytes_that_do_not_fit_the_payload(rig: Rig) -> None:
@@ -484,13 +519,24 @@ def test_result_bytes_that_do_not_fit_the_payload(rig: Rig) -> None:
     assert rig.call("upper", 1985 << 32, 2) == (Status.DEVICE_FAULT, ())
 
 
-def test_an_address_that_the_guest_gave_is_its_fault_later_too(rig: Rig) -> None:
+def test_an_address_that_the_guest_gave_is_its_fault_later_too(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
     def read() -> None:
         raise DmaError("nothing there")
 
     rig.device.act = read
+    caplog.set_level(logging.DEBUG, "callgate.device")
     assert rig.call("add", 1, 1) == (Status.BAD_BUFFER, ())
     assert rig.device.faults.counts == {"BAD_BUFFER": 1}
+    binding = rig.gate.binding("add")
+    assert binding is not None
+    assert (binding.refused, binding.errors) == ({Status.BAD_BUFFER: 1}, {})
+    # It may be a bug of the model's all the same: at level DEBUG it is seen where.
+    (quiet,) = (each for each in caplog.records if each.name == "callgate.device")
+    assert quiet.levelno == logging.DEBUG
+    assert quiet.getMessage().startswith("sample.add: this left the device model; it is the")
+    assert "in read\n" in quiet.getMessage()
 
 
 def test_the_order_of_judgement(rig: Rig) -> None:
@@ -528,8 +574,10 @@ def test_counters(rig: Rig) -> None:
     for value in (1, 2, 300):
         rig.call("narrow", value, 0)
     rig.call("narrow", 1)
-    assert binding.calls.value == 3
-    assert binding.refused == {Status.BAD_VALUE: 1, Status.BAD_COUNT: 1}
+    rig.device.gate.deny("narrow")
+    rig.call("narrow", 1, 0)
+    assert binding.calls.value == 4  # What the filter let in.
+    assert binding.refused == {Status.BAD_VALUE: 1, Status.BAD_COUNT: 1, Status.DENIED: 1}
 
 
 # --- frames ---------------------------------------------------------------------------------------
@@ -992,10 +1040,23 @@ def test_the_generation_is_odd_while_the_directory_is_rewritten(
     assert all(number % 2 for number in seen)
 
 
-def test_the_generation_wraps(rig: Rig) -> None:
-    rig.gate._set_generation(0xFFFF_FFFE)
-    rig.device.gate.bind("add")
-    assert rig.header["generation"] < 10
+def test_the_generation_wraps(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is never all ones: that is what a driver reads where there is no device."""
+    seen: list[int] = []
+    write = rig.gate._set_generation
+
+    def watch(generation: int) -> None:
+        write(generation)
+        seen.append(rig.gate.mmio_read(DOORBELL, 4))
+
+    write(0xFFFF_FFF0)
+    monkeypatch.setattr(rig.gate, "_set_generation", watch)
+    for _ in range(10):
+        rig.device.gate.bind("add")
+        assert seen[-1] % 2 == 0
+    assert 0 in seen
+    assert 0xFFFF_FFFF not in seen
+    assert all(a != b for a, b in pairwise(seen))
 
 
 def test_change_interrupt(rig: Rig) -> None:
@@ -1061,9 +1122,9 @@ def test_a_gate_without_an_interrupt() -> None:
 def test_names_that_the_device_does_not_declare(rig: Rig) -> None:
     control = rig.device.gate
     for use in (control.bind, control.revoke, control.allow, control.deny, control.limit):
-        with pytest.raises(KeyError, match="sample must declare 'nothing'; its calls are add, nar"):
+        with pytest.raises(VectorError, match="sample must declare 'nothing'; its calls are add"):
             use("nothing")
-    with pytest.raises(KeyError):
+    with pytest.raises(VectorError):
         control.deny("add", "nothing")
     assert rig.call("add", 1, 1)[0] == Status.OK
 
@@ -1301,6 +1362,14 @@ def test_a_reset_frees_frames_and_mends_what_the_guest_spoilt(rig: Rig) -> None:
     assert rig.call("add", 1, 1) == (Status.OK, (2,))
 
 
+def test_a_reset_leaves_an_answer_to_who_reads_it(rig: Rig) -> None:
+    """A driver that saw DONE just before must not find another's status: OK is 0."""
+    rig.call("narrow", 300, 0)
+    before = rig.frame()
+    rig.function.reset()
+    assert rig.frame() == {**before, "state": FREE}
+
+
 def test_a_call_that_outlasts_a_reset_keeps_its_frame(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1312,7 +1381,10 @@ def test_a_call_that_outlasts_a_reset_keeps_its_frame(
     with thread(lambda: rig.call("run", index=1)):
         keeper.wait()
         rig.gate.reset()
-        assert "DrainTimeout" in caplog.text
+        assert re.search(
+            r"work\.run \(test_gate\.py, line \d+\) does not end, and is left behind in thread",
+            caplog.text,
+        )
         assert [rig.state(index) for index in range(4)] == [FREE, RUNNING, FREE, FREE]
         assert rig.vector("run") not in (0, old)
         keeper.end.set()
@@ -1358,7 +1430,7 @@ def test_unplugged(rig: Rig) -> None:
     assert rig.vector("add") == 0
     assert rig.call(vector, 1, 1) == (Status.REVOKED, ())
     assert rig.gate.mmio_read(DOORBELL, 4) == 0xFFFF_FFFF
-    with pytest.raises(RuntimeError, match="sample must be plugged in to bind 'add'"):
+    with pytest.raises(PlugError, match="sample must be plugged in to bind 'add'"):
         rig.gate.bind("add")
     again = Rig(rig.device, rig.table)
     assert again.call("swap", 1, 2) == (Status.OK, (2, 1))  # The filter is forgotten.
@@ -1642,7 +1714,7 @@ def test_a_call_may_be_named_doorbell() -> None:
     rig.fill(rig.vector("other"))
     assert Cpu(rig)(rig.header["doorbell_vector"], 0)[0] == Status.OK
     assert rig.answer() == (Status.OK, (5,))
-    rig.table.state()  # No two bindings have one name.
+    snapshot.state(rig.table)  # No two bindings have one name.
 
 
 # --- host and guest keep apart --------------------------------------------------------------------

@@ -136,7 +136,9 @@ def test_the_identity_is_that_of_the_device() -> None:
     assert octets is not None
     assert bytes(int(octet, 16) for octet in re.findall("0x..", octets[1])) == Zoo.spec.uuid.bytes
     for one in Zoo.spec.calls:
-        assert f'CALLGATE_CALL("{one.name}", {one.hash:#018x})' in TEXT
+        signature = f"ZOO_{one.name.upper()}_SIGNATURE"
+        assert f'CALLGATE_CALL("{one.name}", {signature})' in TEXT
+        assert re.search(rf"#define {signature} +{one.hash:#018x}ULL ", TEXT)
 
 
 def test_an_enumeration_that_c_can_hold_is_one() -> None:
@@ -240,20 +242,74 @@ def test_a_class_without_ids_has_no_header() -> None:
         header(Base)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_a_c_compiler_takes_it(target: str, tmp_path: Path) -> None:
-    (tmp_path / "zoo.h").write_text(TEXT, "utf-8")
-    source = tmp_path / "zoo.c"
-    source.write_text('#include "zoo.h"\n', "utf-8")
+@pytest.mark.parametrize("name", ["int", "while", "true", "asm", "linux", "errno"])
+def test_a_name_that_is_a_word_of_c(name: str) -> None:
+    made: type[Device] = type("Some", (Device,), {"id": (0x1AF4, 0x10F0), "name": name})
+    with pytest.raises(DeclarationError, match=f"Some.name must be no word of C .*'{name}' is"):
+        header(made)
+
+
+@pytest.mark.parametrize("name", ["Callgate", "CallgateFrame", "Callgate_"])
+def test_a_name_that_begins_as_the_librarys_do(name: str) -> None:
+    made: type[Device] = type(name, (Device,), {"id": (0x1AF4, 0x10F0)})
+    with pytest.raises(DeclarationError, match=f"{name}.name must not begin with callgate"):
+        header(made)
+
+
+def test_a_name_that_only_looks_like_it() -> None:
+    made: type[Device] = type("Callgates", (Device,), {"id": (0x1AF4, 0x10F0)})
+    assert "callgates_open(" in header(made)
+
+
+def compile_c(source: Path, target: str) -> None:
     compiled = subprocess.run(
         [
-            *(sys.executable, "-m", "ziglang", "cc", "-c", str(source), "-o", "zoo.o"),
+            *(sys.executable, "-m", "ziglang", "cc", "-c", str(source), "-o", "made.o"),
             *("-target", f"{target}-freestanding-none", "-ffreestanding", "-std=c11"),
             *("-Wall", "-Wextra", "-Wpedantic", "-Werror", f"-I{ROOT / 'guest/include'}"),
         ],
-        cwd=tmp_path,
+        cwd=source.parent,
         capture_output=True,
         text=True,
         check=False,
     )
     assert compiled.returncode == 0, compiled.stderr
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_c_compiler_takes_it(target: str, tmp_path: Path) -> None:
+    (tmp_path / "zoo.h").write_text(TEXT, "utf-8")
+    source = tmp_path / "zoo.c"
+    source.write_text('#include "zoo.h"\n', "utf-8")
+    compile_c(source, target)
+
+
+def test_devices_may_be_called_as_the_librarys_files_are(tmp_path: Path) -> None:
+    names = sorted(file.stem for file in (ROOT / "guest/include/callgate").rglob("*.h"))
+    assert {"abi", "call", "device", "driver", "pci"} < set(names)
+    names.remove("i386")  # A macro of GNU C's.
+    for name in names:
+        body = {"id": (0x1AF4, 0x10F0), "name": name, "value": Register(0)}
+
+        def ping(self) -> None: ...  # type: ignore[no-untyped-def]
+
+        made: type[Device] = type("Some", (Device,), {**body, "ping": call(ping)})
+        (tmp_path / f"{name}.h").write_text(header(made), "utf-8")
+    source = tmp_path / "all.c"
+    calls = "\n".join(f"\tstruct {each} {each}_; {each}_open(&{each}_);" for each in names)
+    includes = "\n".join(f'#include "{each}.h"' for each in names)
+    source.write_text(f"{includes}\nvoid f(void)\n{{\n{calls}\n}}\n", "utf-8")
+    compile_c(source, "x86_64")
+
+
+def test_in_the_kernel_it_needs_no_other_header(tmp_path: Path) -> None:
+    (tmp_path / "zoo.h").write_text(TEXT, "utf-8")
+    source = tmp_path / "driver.c"
+    source.write_text(
+        '#include "zoo.h"\nunsigned long long signature = ZOO_OPEN_SIGNATURE;\n'
+        "struct zoo {\n\tint own;\n};\n",
+        "utf-8",
+    )
+    command = [sys.executable, "-m", "ziglang", "cc", "-D__KERNEL__", "-Wall", "-Wextra", "-Werror"]
+    command += ["-c", str(source), "-o", str(tmp_path / "driver.o")]
+    subprocess.run(command, check=True)

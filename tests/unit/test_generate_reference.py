@@ -77,7 +77,9 @@ With | in it.
 
 ## Interrupts
 
-| MSI-X entry | name |  |
+By MSI-X, INTx.
+
+| index | name |  |
 |---|---|---|
 | 0 | `done` | it is done |
 

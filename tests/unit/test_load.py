@@ -10,7 +10,7 @@ from typing import Protocol
 import pytest
 
 from callgate.errors import DeclarationError, LoadError
-from callgate.load import DeviceFileBug, find_guest, load_device_class
+from callgate.load import find_guest, load_device_class, load_slot
 
 ONE = """
     from callgate import Device, call, u8
@@ -118,14 +118,47 @@ def test_a_wrong_class_body_stays_what_it_is(write: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["1 / 0", "import no_such_module_at_all", "b'\\xff'.decode('ascii')"]
+    ("line", "kind"),
+    [
+        ("1 / 0", ZeroDivisionError),
+        ("import no_such_module_at_all", ModuleNotFoundError),
+        ("b'\\xff'.decode('ascii')", UnicodeDecodeError),
+    ],
 )
-def test_a_file_that_raises(write: Write, line: str) -> None:
-    path = write(line)
-    with pytest.raises(DeviceFileBug) as caught:
-        load_device_class(path)
-    assert str(path) in str(caught.value)
-    assert isinstance(caught.value.__cause__, Exception)
+def test_a_file_that_raises(write: Write, line: str, kind: type[Exception]) -> None:
+    with pytest.raises(kind):
+        load_device_class(write(line))
+
+
+def test_a_file_finds_its_neighbours(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "callgate_test_neighbour", raising=False)
+    before = list(sys.path)
+    write("id = 0x1AF4, 0x10F7", "callgate_test_neighbour.py")
+    path = write(
+        """
+        import callgate_test_neighbour
+        from callgate import Device
+
+        class One(Device):
+            id = callgate_test_neighbour.id
+        """
+    )
+    assert load_device_class(path).id == (0x1AF4, 0x10F7)
+    assert sys.path == before
+    with pytest.raises(ZeroDivisionError):
+        load_device_class(write("1 / 0"))
+    assert sys.path == before
+
+
+def test_the_devices_of_one_slot(write: Write, tmp_path: Path) -> None:
+    one = write(ONE, "one.py")
+    two = write(ONE + "\n    class Two(One):\n        id = 0x1AF4, 0x10F1\n", "two.py")
+    comma = write(ONE.replace("One", "Comma"), "a,b.py")
+    assert [each.__name__ for each in load_slot(str(one))] == ["One"]
+    assert [each.__name__ for each in load_slot(f"{one},{two}:Two")] == ["One", "Two"]
+    assert [each.__name__ for each in load_slot(str(comma))] == ["Comma"]
+    with pytest.raises(LoadError, match="must be a Python file that exists"):
+        load_slot(f"{one},")
 
 
 def test_a_file_that_ends_the_program(write: Write) -> None:

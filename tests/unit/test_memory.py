@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: MIT
 """Guest memory: what the map allows is done, all else raises DmaError and changes nothing."""
 
+import sys
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from callgate.errors import DmaError
+from callgate.call import Buffer, Direction
+from callgate.errors import DmaError, NoView
 from callgate.memory import LIMIT, GuestMemory, Slot, anonymous
 
 TOP = LIMIT - 0x1000
@@ -57,6 +61,30 @@ def test_scatter_maps_every_piece_or_none(memory: GuestMemory) -> None:
     assert [len(view) for view in views] == [4, 8]
     with pytest.raises(DmaError):
         memory.scatter([(0x1000, 4), (0x7000, 8)])
+
+
+_PLACES = st.tuples(st.sampled_from([0, 0x1000, 0x2000, 0x8000, TOP]), st.integers(-8, 0x1008))
+_PIECE = st.builds(lambda place, length: (sum(place), length), _PLACES, st.integers(-1, 16))
+
+
+@given(pieces=st.lists(_PIECE, max_size=6), write=st.booleans())
+def test_scatter_is_map_for_each(pieces: list[tuple[int, int]], write: bool) -> None:
+    memory = GuestMemory()
+    memory.add(0x1000, anonymous(0x1000))
+    memory.add(0x2000, bytearray(0x1000))
+    memory.add(0x8000, bytes(range(256)) * 16)
+    memory.add(TOP, bytearray(0x1000))
+
+    def tried(
+        views: Callable[[], list[memoryview]],
+    ) -> list[tuple[bool, memoryview]] | type[Exception]:
+        try:
+            return [(view.readonly or not view, view) for view in views()]
+        except DmaError as error:
+            return type(error)
+
+    expected = tried(lambda: [memory.map(*piece, write=write) for piece in pieces])
+    assert tried(lambda: memory.scatter(pieces, write=write)) == expected
 
 
 @pytest.mark.parametrize(
@@ -211,3 +239,38 @@ def test_check_says_what_read_and_write_do(
             for address in range(slot.gpa, slot.end)
         )
         assert memory.read(slot.gpa, slot.length) == expected
+
+
+def test_a_buffer_without_a_view_is_copied_and_put_back() -> None:
+    class Apart(Slot):
+        """Memory that a VMM does not share."""
+
+        def __init__(self) -> None:
+            super().__init__(0x1000, 64, None)
+            self.data = bytearray(64)
+
+        def read(self, offset: int, length: int) -> bytes:
+            return bytes(self.data[offset : offset + length])
+
+        def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+            self.data[offset : offset + len(data)] = data
+
+    memory, slot = GuestMemory(), Apart()
+    memory.insert(slot)
+    slot.data[:4] = b"abcd"
+    buffer = Buffer(memory, 0x1000, 4, Direction.INOUT)
+    buffer.view[1] = ord("B")
+    assert bytes(buffer.view) == b"aBcd"
+    assert slot.data[:4] == b"abcd"
+    buffer.put_back()
+    assert slot.data[:4] == b"aBcd"
+    assert Buffer(memory, 0x1000, 4, Direction.IN).view.readonly
+    with pytest.raises(NoView):
+        memory.map(0x1000, 4)
+
+
+def test_an_array_needs_numpy(memory: GuestMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = Buffer(memory, 0x1000, 4, Direction.IN)
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    with pytest.raises(ModuleNotFoundError, match=r'needs NumPy: pip install "callgate\[numpy\]"'):
+        buffer.array()

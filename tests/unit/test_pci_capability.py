@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from callgate.errors import DeclarationError
 from callgate.faults import Faults
 from callgate.pci import config as space
+from callgate.pci.bar import BarState
 from callgate.pci.capability import (
     Capability,
     Host,
@@ -28,6 +29,7 @@ class Sample:
         self.config = ConfigSpace(Faults("sample"))
         define_header(self.config, id=(0x1AF4, 0x10F0), class_code=0xFF0000)
         self.awake = True
+        self.bars: tuple[BarState, ...] = ()
         self.resets = 0
 
     def set_awake(self, awake: bool) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from callgate.call import BufferIn, call, u64
 from callgate.device import Device
-from callgate.errors import DeclarationError, DmaError
+from callgate.errors import DeclarationError, DmaError, PlugError
 from callgate.gate.abi import CAPABILITY, FRAME, HEADER, NO_BAR, FrameState, Status, Transport
 from callgate.gate.gate import Offer
 from callgate.gate.vectors import VectorTable
@@ -60,6 +60,16 @@ class Everything(Device):
     @call
     def total(self, data: BufferIn) -> u64:
         return sum(data.view)
+
+
+class Both(Everything):
+    """MSI-X and MSI."""
+
+    msi = True
+
+
+class OnlyMsi(Both):
+    msix = False
 
 
 class Plain(Device):
@@ -130,6 +140,13 @@ class Rig:
         self.function.config_write(at + 2, 2, 0x8000)
         self.command(MEMORY | MASTER)
 
+    def enable_msi(self, granted: int = 2) -> None:
+        """Vector n of 2 ** granted sends 200h + n to FEE01000; bus mastering on."""
+        at = self.capability(0x05)
+        for offset, size, value in ((4, 4, 0xFEE0_1000), (12, 2, 0x200), (2, 2, granted << 4 | 1)):
+            self.function.config_write(at + offset, size, value)
+        self.command(MEMORY | MASTER)
+
 
 @pytest.fixture
 def rig() -> Rig:
@@ -161,11 +178,9 @@ def test_bars_are_placed_in_the_free_slots(rig: Rig) -> None:
 def test_a_device_that_declares_nothing_has_nothing() -> None:
     rig = Rig(Plain())
     assert rig.function.bars == ()
-    assert (rig.function.msix, rig.function.gate) == (None, None)
+    assert (rig.function.msix, rig.function.msi, rig.function.gate) == (None, None, None)
     assert rig.status == 0
     assert rig.function.config_read(space.INTERRUPT_PIN, 1) == 0
-    rig.function.signal = lambda index: None
-    assert rig.function.signal is None
     rig.function.reset()
     rig.function.close()
 
@@ -213,44 +228,27 @@ def test_ports_that_the_platform_does_not_offer_get_no_bar() -> None:
     assert all(bar.kind == "memory" for bar in rig.function.bars)
 
 
-def test_a_bar_that_is_missing_is_told_in_a_sentence() -> None:
-    class TooFull(Device):
+def test_calls_alone_have_no_pin() -> None:
+    """The gate's interrupt is a message only: a pin would never be asserted."""
+
+    class Calls(Device):
         id = 0x1AF4, 0x10F2
-        a = Bar(0, 0x1000, width=64)
-        b = Bar(2, 0x1000, width=64)
-        c = Bar(4, 0x1000, width=64)
 
         @call
         def ping(self) -> None: ...
 
-    with pytest.raises(
-        DeclarationError, match="must leave a BAR free for its MSI-X table: it decl"
-    ):
-        Rig(TooFull())
-
-    class NoGate(TooFull):
-        c = Bar(4, 0x1000)
-
-    with pytest.raises(DeclarationError, match="must leave a BAR free for its gate"):
-        Rig(NoGate())
+    rig = Rig(Calls())
+    assert rig.function.config.get(space.INTERRUPT_PIN, 1) == 0
+    assert rig.function.msix is not None
+    rig.function.trigger(0)
+    assert rig.line == []
 
 
-@pytest.mark.parametrize(
-    ("declared", "sentence"),
-    [
-        ((Capability(0x11, bytes(10)),), "must not declare an MSI-X capability"),
-        ((PowerManagement(), PowerManagement()), "two capabilities with the id 0x01"),
-        (("power",), "must be Capability objects"),
-        ((VendorCapability(bytes(180)),), "must fit the 192 bytes"),
-    ],
-)
-def test_capabilities_that_do_not_fit_are_refused(
-    declared: tuple[Capability, ...], sentence: str
-) -> None:
+def test_capabilities_that_do_not_fit_are_refused() -> None:
     class Wrong(Everything):
-        capabilities = declared
+        capabilities = (VendorCapability(bytes(180)),)
 
-    with pytest.raises(DeclarationError, match=sentence):
+    with pytest.raises(DeclarationError, match="must fit the 192 bytes"):
         Rig(Wrong())
 
 
@@ -478,15 +476,104 @@ def test_the_gates_interrupt_has_no_line(rig: Rig) -> None:
 def test_a_vmm_that_owns_the_vectors_gets_interrupts_by_index(rig: Rig) -> None:
     seen: list[int] = []
     rig.function.trigger(0)
-    rig.function.signal = seen.append
-    assert rig.function.signal is not None
+    assert rig.function.msix is not None
+    rig.function.connect(rig.function.msix, seen.append, 3)
     assert rig.line == [True, False]
     rig.function.trigger(1)
     assert seen == []
     rig.command(MASTER)
     assert seen == [1]
-    rig.function.signal = None
+    rig.function.connect(rig.function.msix, seen.append, 0)
     assert rig.line == [True, False, True]
+
+
+def test_msi_has_a_capability_and_no_bar() -> None:
+    rig = Rig(OnlyMsi())
+    assert rig.function.msix is None
+    windows = [window.name for bar in rig.function.bars for window in bar.windows]
+    assert windows == ["registers", "gate", "doorbell", "doorbell ports"]
+    control = rig.function.config_read(rig.capability(0x05) + 2, 2)
+    assert control == 0x180 | 2 << 1  # Two interrupts and the gate's: 4 vectors, with masks.
+
+
+def test_a_device_may_have_neither() -> None:
+    class Wired(Everything):
+        msix = False
+
+    rig = Rig(Wired())
+    assert (rig.function.msix, rig.function.msi) == (None, None)
+    rig.function.trigger(0)
+    rig.function.trigger(2)
+    assert (rig.line, rig.messages) == ([True], [])
+
+
+def test_msi_messages_go_out() -> None:
+    rig = Rig(OnlyMsi())
+    rig.enable_msi()
+    for index in (0, 1, 2):
+        rig.function.trigger(index)
+    assert rig.messages == [(0xFEE0_1000, 0x200 + index) for index in (0, 1, 2)]
+    assert not rig.function.msix_enabled
+
+
+@pytest.mark.parametrize("what", ["bus mastering", "D3hot", "mask"])
+def test_an_msi_message_waits(what: str) -> None:
+    rig = Rig(OnlyMsi())
+    rig.enable_msi()
+    if what == "bus mastering":
+        place = space.COMMAND, 2, MEMORY, MEMORY | MASTER
+    elif what == "D3hot":
+        place = rig.capability(0x01) + 4, 2, 3, 0
+    else:
+        place = rig.capability(0x05) + 0x10, 4, 0b10, 0
+    at, size, off, on = place
+    rig.function.config_write(at, size, off)
+    rig.function.trigger(1)
+    pending = rig.capability(0x05) + 0x14
+    assert (rig.messages, rig.function.config_read(pending, 4)) == ([], 0b10)
+    rig.function.config_write(at, size, on)
+    assert rig.messages == [(0xFEE0_1000, 0x201)]
+    assert rig.function.config_read(pending, 4) == 0
+
+
+def test_a_function_with_msi_enabled_does_not_use_its_line() -> None:
+    rig = Rig(OnlyMsi())
+    rig.function.trigger(0)
+    rig.enable_msi()
+    assert rig.line == [True, False]
+    assert not rig.status & space.STATUS_INTERRUPT
+    rig.function.config_write(rig.capability(0x05) + 2, 2, 0)
+    assert rig.line == [True, False, True]
+
+
+def test_msix_goes_before_msi() -> None:
+    rig = Rig(Both())
+    rig.enable_msi()
+    rig.function.config_write(rig.capability(0x05) + 0x10, 4, 0b11)
+    rig.function.trigger(1)
+    rig.enable_msix()
+    assert rig.function.msix_enabled
+    rig.function.config_write(rig.capability(0x05) + 0x10, 4, 0)
+    rig.function.trigger(0)
+    assert rig.messages == [(0xFEE0_0000, 0x100)]
+    rig.function.config_write(rig.capability(0x11) + 2, 2, 0)
+    assert rig.messages[1:] == [(0xFEE0_1000, 0x201)]  # It was pending.
+    rig.function.trigger(0)
+    assert rig.messages[2:] == [(0xFEE0_1000, 0x200)]
+    assert rig.line == []
+
+
+@pytest.mark.parametrize("kind", [Both, OnlyMsi])
+def test_a_message_whose_event_is_settled_is_withdrawn(kind: type[Both]) -> None:
+    device = kind()
+    rig = Rig(device)
+    (rig.enable_msi if kind is OnlyMsi else rig.enable_msix)()
+    rig.command(MEMORY)
+    device.done.trigger()
+    device.failed.trigger()
+    device.done.deassert()
+    rig.command(MEMORY | MASTER)
+    assert [data & 0xF for _, data in rig.messages] == [1]
 
 
 # --- power and reset ----------------------------------------------------------------------------
@@ -507,6 +594,18 @@ def test_in_d3hot_only_configuration_answers(rig: Rig) -> None:
     assert rig.bar(0).enabled
     assert rig.bar(0).address == 0x8000_0000
     assert rig.messages == [(0xFEE0_0000, 0x100)]
+
+
+def test_after_a_reset_msi_is_as_it_was() -> None:
+    rig = Rig(OnlyMsi())
+    initial = rig.function.config.dump()
+    rig.enable_msi()
+    rig.function.config_write(rig.capability(0x05) + 0x10, 4, 1)
+    rig.function.trigger(0)
+    rig.function.reset()
+    assert rig.function.config.dump() == initial
+    rig.function.trigger(0)
+    assert (rig.messages, rig.line) == ([], [True])
 
 
 @pytest.mark.parametrize("how", ["reset", "function level reset"])
@@ -539,10 +638,10 @@ def test_a_reset_brings_all_back(rig: Rig, how: Literal["reset", "function level
 
 def test_a_device_is_in_one_place_at_a_time(rig: Rig) -> None:
     assert rig.device.plugged is rig.function
-    with pytest.raises(RuntimeError, match="must be unplugged"):
+    with pytest.raises(PlugError, match="must be unplugged"):
         Rig(rig.device)
     rig.function.close()
-    with pytest.raises(RuntimeError, match="must be plugged"):
+    with pytest.raises(PlugError, match="must be plugged"):
         _ = rig.device.plugged
     Rig(rig.device)
 
@@ -586,6 +685,13 @@ def test_what_crosses_the_boundary_is_traced() -> None:
     ]
 
 
+def test_a_trace_names_the_capability_of_msi() -> None:
+    events: list[Event] = []
+    rig = Rig(OnlyMsi(), trace=events.append)
+    rig.function.config_read(rig.capability(0x05), 4)
+    assert events[-1].name == "MSI capability"
+
+
 @given(
     st.lists(
         st.tuples(
@@ -600,7 +706,7 @@ def test_what_crosses_the_boundary_is_traced() -> None:
 def test_nothing_that_a_guest_does_raises(
     accesses: list[tuple[str | int, int, int, int]],
 ) -> None:
-    rig = Rig()
+    rig = Rig(Both())
     logging.disable()
     try:
         before = rig.function.config.dump(4)

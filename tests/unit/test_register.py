@@ -387,8 +387,8 @@ def test_a_read_hook_that_answers_nonsense(
     hooks.answer = answer
     assert read(hooks, 4) == ONES
     assert "hooks.value, read by the guest: the device model raised" in caplog.text
-    if isinstance(answer, int):
-        assert "its on_read hook must return 32 bits, and" in caplog.text
+    assert f"Hooks.value: its on_read hook must return 32 bits, not {answer!r}" in caplog.text
+    assert "in reading" in caplog.text  # Where it is defined.
 
 
 def test_a_bug_in_a_hook_is_told_loudly_once(
@@ -428,6 +428,107 @@ def test_offsets_that_the_guest_chooses_do_not_multiply_reports(
     for offset in range(0x20, 0x40, 4):
         assert read(hooks, offset) == ONES
     assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 1
+
+
+# --- hooks of fields ------------------------------------------------------------------------------
+
+
+class FieldHooks(Device):
+    """Fields with hooks, beside a register's own."""
+
+    id = ID
+    control = Register(0, reset=0x1234_5601)
+    enable = Field(control, 0)
+    speed = Field(control, 8, 15)
+    failed = Field(control, 16, 19, access="w1c")
+
+    def __init__(self) -> None:
+        self.log: list[Any] = []
+        self.answer: Any = None
+
+    @control.on_read
+    def all_of_it(self) -> int:
+        return self.control | 0x8000_0000
+
+    @control.on_write
+    def changed(self, value: int) -> None:
+        self.log.append(("control", value))
+
+    @speed.on_read
+    def measured(self) -> int | None:
+        self.log.append("measured")
+        answer: int | None = self.answer
+        return answer
+
+    @speed.on_write
+    def set_speed(self, value: int) -> None:
+        self.log.append(("speed", value, self.speed))
+
+    @failed.on_write
+    def cleared(self, value: int) -> None:
+        self.log.append(("failed", value, self.failed))
+
+
+def test_a_fields_read_hook_gives_its_bits_alone() -> None:
+    device = FieldHooks()
+    assert read(device, 0) == 0x9234_5601  # None: as they are
+    device.answer = 0xEE
+    assert read(device, 0) == 0x9234_EE01
+    assert read(device, 1, size=1) == 0xEE
+    assert device.speed == 0x56
+    assert device.log == ["measured"] * 3
+
+
+def test_a_fields_write_hook_is_told_its_bits_where_a_write_covers_any() -> None:
+    device = FieldHooks()
+    write(device, 0, 0x0005_AB00)
+    assert device.log == [("control", 0x0005_AB00), ("speed", 0xAB, 0xAB), ("failed", 5, 0)]
+    device.log.clear()
+    write(device, 1, 0x77, size=1)
+    assert device.log[1:] == [("speed", 0x77, 0x77)]
+    write(device, 0, 1, size=1)
+    assert device.log[2:] == [("control", 0x7701)]
+
+
+def test_a_field_alone_may_have_hooks() -> None:
+    class Alone(Device):
+        id = ID
+        status = Register(0, access="r")
+        busy = Field(status, 4)
+        start = Field(status, 0, access="w")
+
+        @busy.on_read
+        def is_busy(self) -> int:
+            return True
+
+        @start.on_write
+        def go(self, value: int) -> None:
+            self.busy = value
+
+    device = Alone()
+    assert read(device, 0) == 0x10
+    write(device, 0, 1)
+    assert device.busy == 1
+
+
+@pytest.mark.parametrize("answer", [0x100, -1, "three"], ids=repr)
+def test_a_fields_read_hook_that_answers_nonsense(
+    answer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = FieldHooks()
+    device.answer = answer
+    assert read(device, 0) == ONES
+    assert f"FieldHooks.speed: its on_read hook must return 8 bits, not {answer!r}" in caplog.text
+    assert "in measured" in caplog.text
+
+
+def test_a_subclass_overrides_a_fields_hook() -> None:
+    class Faster(FieldHooks):
+        def measured(self) -> int:
+            return 0xFF
+
+    assert read(Faster(), 0) == 0x9234_FF01
+    assert read(FieldHooks(), 0) == 0x9234_5601
 
 
 # --- Python's side --------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from callgate.call import (
     BufferIn,
     BufferInOut,
     BufferOut,
+    Call,
     CallRefused,
-    ResultMisfit,
     call,
     compile_frame_stub,
     compile_stub,
@@ -24,7 +24,7 @@ from callgate.call import (
     i16,
     i32,
     i64,
-    place_results,
+    placing,
     u8,
     u16,
     u32,
@@ -34,6 +34,7 @@ from callgate.device import Device
 from callgate.errors import DmaError
 from callgate.gate.abi import Status
 from callgate.memory import GuestMemory
+from callgate.report import ResultMisfit
 
 M64 = 1 << 64
 
@@ -64,6 +65,10 @@ class Plug:
 
     def bar_memory(self, index: int) -> memoryview:
         raise AssertionError
+
+    @property
+    def msix_enabled(self) -> bool:
+        return True
 
     def trigger(self, index: int) -> None:
         raise AssertionError
@@ -446,9 +451,14 @@ def test_a_long_result_is_not_shown_in_full() -> None:
 # --- results in the payload -----------------------------------------------------------------------
 
 
+def placed(results: tuple[Any, ...], payload: memoryview | None) -> tuple[Any, ...]:
+    """The slots of a call that returns these."""
+    return placing(Call(placed, one_way=False, name=None), lambda *_: results)((), payload)
+
+
 def test_bytes_are_placed_one_after_another_at_multiples_of_8() -> None:
     payload = bytearray(b"." * 32)
-    slots = place_results((b"abc", 7, b"", b"defgh"), memoryview(payload))
+    slots = placed((b"abc", 7, b"", b"defgh"), memoryview(payload))
     assert slots == (3 << 32 | 0, 7, 0 << 32 | 8, 5 << 32 | 8)
     assert payload == b"abc.....defgh" + b"." * 19
 
@@ -456,20 +466,20 @@ def test_bytes_are_placed_one_after_another_at_multiples_of_8() -> None:
 @pytest.mark.parametrize("length", [0, 1, 15, 16])
 def test_bytes_may_fill_the_payload(length: int) -> None:
     payload = bytearray(16)
-    assert place_results((b"x" * length,), memoryview(payload)) == (length << 32,)
+    assert placed((b"x" * length,), memoryview(payload)) == (length << 32,)
     assert payload == (b"x" * length).ljust(16, b"\0")
 
 
 @pytest.mark.parametrize("results", [(b"x" * 17,), (b"x", b"y" * 9), (b"x" * 9, b"y")])
 def test_bytes_that_do_not_fit(results: tuple[bytes, ...]) -> None:
     with pytest.raises(ResultMisfit, match="must fit the payload's 16 bytes"):
-        place_results(results, memoryview(bytearray(16)))
+        placed(results, memoryview(bytearray(16)))
     with pytest.raises(ResultMisfit, match="must fit the payload's 0 bytes"):
-        place_results((b"x",), None)
+        placed((b"x",), None)
 
 
 def test_arrays_are_placed_as_their_bytes() -> None:
     payload = bytearray(8)
     words = memoryview(numpy.array([1, 2], "<u2").data)
-    assert place_results((words,), memoryview(payload)) == (4 << 32,)
+    assert placed((words,), memoryview(payload)) == (4 << 32,)
     assert payload == b"\1\0\2\0\0\0\0\0"

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from callgate.device import Device
 from callgate.driver import GateDevice, PciFunction, open_device
-from callgate.driver.direct import DirectDoor
+from callgate.errors import NotFound
 from callgate.machine import Machine
 from callgate.timers import ManualClock
 
@@ -28,11 +28,11 @@ class FakeGuest:
     `memory` is the guest's RAM, `machine` the machine, `door` what `callgate.driver` works through.
     """
 
-    def __init__(self, *devices: Device, **options: Any) -> None:
+    def __init__(self, *devices: Device | tuple[Device, ...], **options: Any) -> None:
         self.clock = ManualClock()
         self.machine = Machine(*devices, clock=self.clock, **{**_OPTIONS, **options})
         self.memory = self.machine.memory
-        self.door = DirectDoor(self.machine)
+        self.door = self.machine.door
 
     def __enter__(self) -> Self:
         self.machine.__enter__()
@@ -53,14 +53,14 @@ class FakeGuest:
     def function(self, vendor: int, device: int) -> PciFunction:
         """The first PCI function with these ids, decoding and bus mastering on.
 
-        Raises LookupError when there is none.
+        Raises NotFound when there is none.
         """
         for address in self.door.functions():
             function = PciFunction(self.door, address)
             if function.id == (vendor, device):
                 function.enable()
                 return function
-        raise LookupError(f"a function {vendor:04x}:{device:04x} must be on the bus")
+        raise NotFound(f"a function {vendor:04x}:{device:04x} must be on the bus")
 
     def advance(self, seconds: float) -> None:
         """Let that much time pass: every timer that becomes due runs, in order, at its moment."""

@@ -44,7 +44,7 @@ class DecodeTests:
         assert read(old + 0x04, 4) == 0xC0FFEE
         for source, target in ((old, new), (new, new + 0x10_0000), (new + 0x10_0000, old)):
             move(function, 0, target)
-            assert read(source + 0x04, 4) == _ALL_ONES
+            assert read(source + 0x04, 4) == rig.nothing & _ALL_ONES
             assert read(target + 0x04, 4) == 0xC0FFEE
             write(source + 0x04, 4, 1)
             assert read(target + 0x04, 4) == 0xC0FFEE
@@ -59,7 +59,7 @@ class DecodeTests:
         write(old + 0x1FF8, 4, 0xC0FFEE)
         for source, target in ((old, new), (new, new + 0x2000), (new + 0x2000, old)):
             move(function, 1, target)
-            assert read(source + 0x1FF8, 4) == _ALL_ONES
+            assert read(source + 0x1FF8, 4) == rig.nothing & _ALL_ONES
             assert read(target + 0x1FF8, 4) == 0xC0FFEE
             write(source + 0x1FF8, 4, 1)
             write(target, 4, source & _ALL_ONES)
@@ -75,7 +75,7 @@ class DecodeTests:
             target = free_memory(rig) + 0x2000 * (turn % 5)
             move(function, 1, target)
             rig.door.write(target + 4 * turn, 4, turn)
-            assert rig.door.read(home, 4) == _ALL_ONES
+            assert rig.door.read(home, 4) == rig.nothing & _ALL_ONES
         move(function, 1, home)
         assert [rig.door.read(home + 4 * turn, 4) for turn in range(20)] == list(range(20))
 
@@ -97,7 +97,7 @@ class DecodeTests:
         assert device.call("add", 1, 2) == 3
         old = device.function.bar(device.place.bar).address
         move(device.function, device.place.bar, free_memory(rig))
-        assert rig.door.read(old + device.place.doorbell, 4) == _ALL_ONES
+        assert rig.door.read(old + device.place.doorbell, 4) == rig.nothing & _ALL_ONES
         device.refresh()
         for way in rig.ways(device):
             reply = way.invoke(device, device.calls["add"].vector, (40, 2))
@@ -123,8 +123,8 @@ class DecodeTests:
         command = function.config(COMMAND, 2)
         function.set_config(COMMAND, 2, command & ~COMMAND_MEMORY)
         for address in (registers + 0x04, memory + 0x10):
-            assert rig.door.read(address, 4) == _ALL_ONES
-            assert rig.door.read(address, 1) == 0xFF
+            assert rig.door.read(address, 4) == rig.nothing & _ALL_ONES
+            assert rig.door.read(address, 1) == rig.nothing & 0xFF
             rig.door.write(address, 4, 0)
         assert function.read(4, 0, 4) == 0x5050_5050
         function.set_config(COMMAND, 2, command)
@@ -150,7 +150,7 @@ class DecodeTests:
         rig = make(Store())
         hole = free_memory(rig)
         for size in rig.widths:
-            assert rig.door.read(hole, size) == ONES >> 64 - 8 * size
+            assert rig.door.read(hole, size) == rig.nothing >> 64 - 8 * size
             rig.door.write(hole, size, 0)
         for size in (1, 2, 4):
             assert rig.door.io_read(0xF000, size) == ONES >> 64 - 8 * size

@@ -244,6 +244,21 @@ class Bell(Device):
         return self.rings
 
 
+class MsiBell(Bell):
+    """By MSI, and not by MSI-X."""
+
+    id = VENDOR, 0x10F7
+    msi = True
+    msix = False
+
+
+class BothBell(Bell):
+    """By MSI-X and by MSI."""
+
+    id = VENDOR, 0x10F8
+    msi = True
+
+
 class Held(Device):
     """Calls on which the host lays hands while they run.
 

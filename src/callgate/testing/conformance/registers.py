@@ -47,8 +47,10 @@ class RegisterTests:
         assert [function.read(0, 0x04 + at, 2) for at in (0, 2)] == [0x2211, 0x4433]
         assert [function.read(0, 0x08 + at, 4) for at in (0, 4)] == [0x4433_2211, 0x8877_6655]
         function.write(0, 0x05, 1, 0xAB)
+        assert function.read(0, 0x04, 4) == 0x4433_AB11  # A write may be posted: this comes behind.
         assert store.word == 0x4433_AB11
         function.write(0, 0x0C, 2, 0xCDEF)
+        assert function.read(0, 0x0C, 2) == 0xCDEF
         assert store.wide == 0x8877_CDEF_4433_2211
 
     def test_an_access_over_several_registers(self, make: MakeRig) -> None:
@@ -81,6 +83,7 @@ class RegisterTests:
         assert function.read(0, 0x01, 1) == 0xFF
         assert function.read(0, 0x00, 2) == 0xFFFF
         function.write(0, 0x00, 2, 0)
+        assert function.read(0, 0x00, 1) == 0x11
         assert store.byte == 0x11
         assert store.faults.counts == {"bad read": 3, "bad write": 1}
 
@@ -108,9 +111,10 @@ class RegisterTests:
         store = cast(Store, rig.devices[0])
         function = rig.function(store)
         function.write(0, Store.mixed.offset, 4, 0xAB_CD_0B_FF)
-        assert (store.ready, store.event, store.mode, store.key) == (0x0F, 0x04, 0xCD, 0xAB)
         assert function.read(0, Store.mixed.offset, 4) == 0x00_CD_04_0F
+        assert (store.ready, store.event, store.mode, store.key) == (0x0F, 0x04, 0xCD, 0xAB)
         function.write(0, Store.mixed.offset + 1, 1, 0x04)
+        assert function.read(0, Store.mixed.offset, 4) == 0x00_CD_00_0F
         assert (store.ready, store.event, store.mode, store.key) == (0x0F, 0x00, 0xCD, 0xAB)
 
     def test_hooks_run_once_for_each_access(self, make: MakeRig) -> None:
@@ -121,6 +125,7 @@ class RegisterTests:
         assert [function.read(0, Store.count.offset, 4) for _ in range(3)] == [1, 2, 3]
         for value in (5, 6, 7):
             function.write(0, Store.latch.offset, 4, value)
+        function.read(0, Store.fixed.offset, 4)  # Behind what was posted.
         assert store.written == [5, 6, 7]
         assert store.reads == 3
 
@@ -160,10 +165,11 @@ class RegisterTests:
         function = rig.function(store)
         assert function.read(4, 0, 4) == 0x5050_5050
         function.write(4, 0, 4, 0x4433_2211)
-        assert store.port == 0x4433_2211
+        # A write may be posted: a read comes behind it.
         assert [function.read(4, at, 1) for at in range(4)] == [0x11, 0x22, 0x33, 0x44]
+        assert store.port == 0x4433_2211
         assert function.read(4, 2, 2) == 0x4433
         function.write(4, 1, 1, 0xAB)
-        assert store.port == 0x4433_AB11
         assert function.read(4, 4, 1) == 0x60
+        assert store.port == 0x4433_AB11
         assert function.read(4, 0x10, 4) == _ALL_ONES

@@ -6,21 +6,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 from callgate.backends.base import backend
-from callgate.backends.platform import PLATFORMS
 from callgate.device import Device
 from callgate.driver.device import GateDevice
-from callgate.driver.direct import DirectDoor
 from callgate.driver.directory import find_gate
 from callgate.driver.door import Door
 from callgate.driver.frame import Reply
 from callgate.driver.pci import PciFunction
 from callgate.gate.abi import MAX_REGISTER_VALUES, Transport
 from callgate.machine import Machine
+from callgate.pci.bus import Place
 from callgate.pci.function import Function
 from callgate.testing.agent import AgentDoor
 
@@ -41,12 +41,7 @@ class Case:
     @property
     def is_default(self) -> bool:
         """Whether the platform is its architecture's usual one."""
-        return self.platform == platforms(self.arch)[0]
-
-
-def platforms(arch: str) -> list[str]:
-    """Names of the platforms of an architecture, its usual one first."""
-    return [name for name, each in PLATFORMS.items() if arch in each.architectures]
+        return self.platform == backend(self.backend).platforms(self.arch)[0]
 
 
 def cases_of(name: str) -> list[Case]:
@@ -54,7 +49,7 @@ def cases_of(name: str) -> list[Case]:
     return [
         Case(name, arch, platform)
         for arch in backend(name).architectures
-        for platform in platforms(arch)
+        for platform in backend(name).platforms(arch)
     ]
 
 
@@ -126,6 +121,16 @@ class Rig:
         """Bytes that one access of this processor can have: in 32-bit code, 8 are two of 4."""
         return (1, 2, 4, 8) if self.machine.board.bits == 64 else (1, 2, 4)
 
+    @property
+    def uninterrupted(self) -> str | None:
+        """Why the processor takes no interrupt messages; None when it does."""
+        return self.machine.backend.uninterrupted
+
+    @property
+    def nothing(self) -> int:
+        """What a load of 8 bytes gives where nothing answers: all ones on a PCI bus."""
+        return ONES
+
     def function(self, device: Device, *, enable: bool = True) -> PciFunction:
         """The device's PCI function, decoding and bus mastering on unless `enable` is false."""
         function = PciFunction(self.door, self.devices.index(device) + 1 << 3)
@@ -155,7 +160,7 @@ class Rig:
             device,
             memory=machine.memory,
             deliver=machine.system.send,
-            set_intx=machine.system.set_line,
+            set_intx=partial(machine.system.set_intx, Place(slot, number)),
             timers=machine.timers,
             table=machine.table,
             offer=machine.platform.offer,
@@ -193,7 +198,7 @@ def make_rig(case: Case, guests: Path, *devices: Device, **options: Any) -> Rig:
         **options,
     )
     try:
-        door: Door = AgentDoor(machine) if has_processor else DirectDoor(machine)
+        door: Door = AgentDoor(machine) if has_processor else machine.door
         return Rig(case, machine, door, devices)
     except BaseException:
         machine.close()

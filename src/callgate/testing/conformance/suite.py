@@ -19,12 +19,13 @@ from callgate.testing.conformance.decode import DecodeTests
 from callgate.testing.conformance.discovery import DiscoveryTests
 from callgate.testing.conformance.fixtures import MakeRig
 from callgate.testing.conformance.interrupts import InterruptTests
+from callgate.testing.conformance.msi import MsiTests
 from callgate.testing.conformance.registers import RegisterTests
 from callgate.testing.conformance.rig import Case, Rig, cases_of, make_rig
 
 
 class ConformanceSuite(
-    DiscoveryTests, DecodeTests, RegisterTests, CallTests, InterruptTests, ControlTests
+    DiscoveryTests, DecodeTests, RegisterTests, CallTests, InterruptTests, MsiTests, ControlTests
 ):
     """Every backend does the same: subclass it, in a test module, with a name that pytest collects.
 
@@ -51,6 +52,10 @@ class ConformanceSuite(
         except FileNotFoundError as error:
             pytest.skip(str(error))
 
+    def cases(self, name: str) -> list[Case]:
+        """The machines of a backend. Raises BackendError when it lacks something on this host."""
+        return cases_of(name)
+
     @pytest.fixture
     def make(self, case: Case) -> Iterator[MakeRig]:
         """Make a rig of devices; it is closed after the test."""
@@ -68,7 +73,7 @@ class ConformanceSuite(
         parameters = []
         for name in self.backends if self.backends is not None else backends():
             try:
-                cases = cases_of(name)
+                cases = self.cases(name)
             except BackendError as error:
                 skip = pytest.mark.skip(reason=str(error))
                 parameters.append(pytest.param(None, id=name, marks=skip))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The vector table against a model of three sets: issued, live and denied.
+"""Snapshots of the vector table against a model of three sets: issued, live and denied.
 
 The table is tiny, so that indices wrap, retire and run out within a few steps, and every number
-that could be a vector is judged after every step.
+that could be a vector is judged after every step. Gates are in test_gate_machine.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from callgate.call import CallRefused
 from callgate.errors import VectorError, VectorsExhausted
+from callgate.gate import snapshot
 from callgate.gate.abi import Status
 from callgate.gate.vectors import Binding, VectorTable
 
@@ -52,7 +54,7 @@ class Vectors(RuleBasedStateMachine):
         self.issued_by: dict[str, set[int]] = defaultdict(set)
         self.live: dict[Name, tuple[int, Binding]] = {}
         self.stale: list[Binding] = []
-        self.denied: set[tuple[str, str | None]] = set()
+        self.denied: set[Name] = set()
         # Passing over a number that another key has issued spends it under this key as well.
         self.passed_over: set[int] = set()
         self.snapshots: list[Snapshot] = []
@@ -66,11 +68,11 @@ class Vectors(RuleBasedStateMachine):
 
     @property
     def key(self) -> str:
-        return str(self.table.state()["key"])
+        return str(snapshot.state(self.table)["key"])
 
     def spent(self) -> set[int]:
         """What is revoked under the present key."""
-        return {vector for vector in ALL if self.table._numbering.spent(vector)}
+        return {vector for vector in ALL if self.table.numbering.own(vector)}
 
     def can_bind(self) -> bool:
         bound = {vector >> TAG_BITS for vector, _ in self.live.values()}
@@ -82,9 +84,6 @@ class Vectors(RuleBasedStateMachine):
         assert binding.vector not in self.issued
         self.issued_by[self.key].add(binding.vector)
         self.live[name] = binding.vector, binding
-
-    def is_denied(self, name: Name) -> bool:
-        return name in self.denied or (name[0], None) in self.denied
 
     # What the host does
 
@@ -116,42 +115,32 @@ class Vectors(RuleBasedStateMachine):
 
     @rule(owner=owners)
     def revoke_owner(self, owner: str) -> None:
-        old = {
-            name: self.live.pop(name) for name in NAMES if name[0] == owner and name in self.live
-        }
-        revoked = self.table.revoke_owner(owner)
-        assert {id(each) for each in revoked} == {id(binding) for _, binding in old.values()}
-        self.stale += revoked
+        old = [name for name in NAMES if name[0] == owner and name in self.live]
+        self.table.revoke_owner(owner)
+        self.stale += [self.live.pop(name)[1] for name in old]
 
     @rule(owner=owners)
     def reset(self, owner: str) -> None:
         old = [name for name in NAMES if name[0] == owner and name in self.live]
-        spare = len(set(ALL) - self.issued)
-        if spare < len(ALL) // 2:
-            return  # It could run out halfway; `bind` has that to itself.
-        self.stale += [self.live.pop(name)[1] for name in old]
-        before = self.spent() | {binding.vector for binding in self.stale}
-        new = self.table.rebind(owner)
-        self.passed_over |= self.spent() - before
-        assert len(new) == len(old)
-        for binding in new:
-            self.record((owner, binding.name), binding)
+        self.revoke_owner(owner)
+        for name in old:
+            self.bind(name)
 
-    @rule(owner=owners, name=st.sampled_from([None, *"abc"]))
-    def deny(self, owner: str, name: str | None) -> None:
-        self.table.deny(owner, name)
-        self.denied.add((owner, name))
+    @rule(name=names)
+    def deny(self, name: Name) -> None:
+        self.table.deny(name[0], [name[1]])
+        self.denied.add(name)
 
-    @rule(owner=owners, name=st.sampled_from([None, *"abc"]))
-    def allow(self, owner: str, name: str | None) -> None:
-        self.table.allow(owner, name)
-        self.denied.discard((owner, name))
+    @rule(name=names)
+    def allow(self, name: Name) -> None:
+        self.table.allow(name[0], [name[1]])
+        self.denied.discard(name)
 
     # Snapshots
 
     @rule()
     def take_snapshot(self) -> None:
-        state = json.loads(json.dumps(self.table.state()))
+        state = json.loads(json.dumps(snapshot.state(self.table)))
         vectors = {name: vector for name, (vector, _) in self.live.items()}
         issued_by = {key: set(issued) for key, issued in self.issued_by.items()}
         self.snapshots.append(Snapshot(state, vectors, issued_by, set(self.passed_over)))
@@ -169,39 +158,39 @@ class Vectors(RuleBasedStateMachine):
     @rule(data=st.data())
     def rewind(self, data: st.DataObject) -> None:
         """Restore into this table, which has issued vectors since, or comes from elsewhere."""
-        snapshot = data.draw(st.sampled_from(self.snapshots))
-        if self.bind_for(snapshot.vectors):
-            self.restore(snapshot)
+        taken = data.draw(st.sampled_from(self.snapshots))
+        if self.bind_for(taken.vectors):
+            self.restore(taken)
 
     @precondition(lambda self: self.snapshots)
     @rule(seed=st.integers(100, 199), data=st.data())
     def restore_elsewhere(self, seed: int, data: st.DataObject) -> None:
         """Restore into another machine, which has bound its calls already."""
-        snapshot = data.draw(st.sampled_from(self.snapshots))
+        taken = data.draw(st.sampled_from(self.snapshots))
         self.table = self.new(seed)
         self.slot = self.table.slot()
         self.issued_by.clear()
         self.passed_over = set()
         self.live, self.stale, self.denied = {}, [], set()
-        assert self.bind_for(dict(reversed(snapshot.vectors.items())))
-        self.restore(snapshot)
+        assert self.bind_for(dict(reversed(taken.vectors.items())))
+        self.restore(taken)
 
-    def restore(self, snapshot: Snapshot) -> None:
-        key = snapshot.state["key"]
-        vectors = snapshot.vectors
-        before = self.table.state()
+    def restore(self, taken: Snapshot) -> None:
+        key = taken.state["key"]
+        vectors = taken.vectors
+        before = snapshot.state(self.table)
         others = set().union(*(issued for k, issued in self.issued_by.items() if k != key))
         if (others | self.passed_over) & set(vectors.values()):
             # This table gave one of the vectors to another call, which only a tiny one does.
             with pytest.raises(VectorError, match="restore into a new machine"):
-                self.table.restore(snapshot.state)
-            assert self.table.state() == before
+                snapshot.restore(self.table, taken.state)
+            assert snapshot.state(self.table) == before
             return
-        self.table.restore(snapshot.state)
+        snapshot.restore(self.table, taken.state)
         for name, vector in vectors.items():
             self.live[name] = vector, self.live[name][1]
-        self.passed_over |= snapshot.passed_over
-        for each, issued in snapshot.issued_by.items():
+        self.passed_over |= taken.passed_over
+        for each, issued in taken.issued_by.items():
             self.issued_by[each] |= issued
 
     # What must hold
@@ -214,7 +203,7 @@ class Vectors(RuleBasedStateMachine):
         for vector in range(1 << INDEX_BITS + TAG_BITS + 1):
             if vector in live:
                 assert self.table.judge(vector) is Status.BUSY
-                assert self.table.lookup(vector) is live[vector]
+                assert self.table.live.get(vector) is live[vector]
                 assert live[vector].vector == vector
             elif vector in issued:
                 assert self.table.judge(vector) is Status.REVOKED
@@ -224,16 +213,17 @@ class Vectors(RuleBasedStateMachine):
     @invariant()
     def calls_are_answered_right(self) -> None:
         for name, (_, binding) in self.live.items():
-            expected = Status.DENIED if self.is_denied(name) else None
+            expected = Status.DENIED if name in self.denied else None
             assert self.call(binding) is expected
         for binding in self.stale:
             assert self.call(binding) is Status.REVOKED
 
     def call(self, binding: Binding) -> Status | None:
-        status = self.table.enter(self.slot, binding)
-        if status is None:
-            self.table.leave(self.slot)
-        return status
+        try:
+            self.slot.run(binding, None, lambda values, payload: None, (), None)
+        except CallRefused as refused:
+            return refused.status
+        return None
 
 
 TestVectors = Vectors.TestCase
