@@ -409,7 +409,7 @@ class Device:
         """Account for what a hook or a timer raised."""
         if isinstance(error, DmaError):
             # An address that the guest chose, or bus mastering that it took away.
-            self.faults.note("dma", f"{what}{at}: {error}")
+            self.faults.note_dma(f"{what}{at}", error)
             self.bugs.suspect(f"{self.spec.name}.{what}", error, at=at)
         else:
             self.bugs.report(f"{self.spec.name}.{what}", error, at=at)

@@ -16,6 +16,7 @@ CallgateError
  +- DmaError                an address range that the guest's memory map does not allow
  |   +- NoMemory            there is none, at least now
  |   +- NoView              it can be read and written, but not mapped as one piece
+ |   +- VmmGone             the VMM that has it ended the connection
  +- VectorError             a gate was asked for what it cannot do
  |   +- VectorsExhausted    every vector was issued once
  |   +- DrainTimeout        calls are still in flight (.calls)
@@ -92,6 +93,10 @@ class NoMemory(DmaError):
 
 class NoView(DmaError):
     """Memory that can be read and written, but has no view: not shared, or not in one piece."""
+
+
+class VmmGone(DmaError):
+    """Memory of a VMM that has ended the connection: nobody is left to be at fault."""
 
 
 class VectorError(CallgateError):

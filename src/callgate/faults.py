@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 from threading import Lock
 
+from callgate.errors import DmaError, VmmGone
+
 LOGGER = logging.getLogger("callgate.guest")
 
 
@@ -36,6 +38,12 @@ class Faults:
             LOGGER.warning(
                 "%s: %s (%s: more of this kind at level DEBUG)", self.owner, sentence, kind
             )
+
+    def note_dma(self, what: str, error: DmaError) -> None:
+        """`note` an access to memory that the map does not allow. One that was under way when the
+        VMM ended is nobody's fault, and is not noted."""
+        if not isinstance(error, VmmGone):
+            self.note("dma", f"{what}: {error}")
 
     @property
     def counts(self) -> dict[str, int]:

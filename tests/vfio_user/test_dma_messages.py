@@ -13,7 +13,7 @@ from callgate.backends.vfio_user import channel as channels
 from callgate.backends.vfio_user import protocol as p
 from callgate.backends.vfio_user import session
 from callgate.backends.vfio_user.protocol import Command
-from callgate.errors import DmaError
+from callgate.errors import DmaError, VmmGone
 from callgate.gate.abi import FRAME, FrameState
 
 SIZE = 0x40_0000
@@ -413,7 +413,9 @@ def test_a_client_that_goes_while_it_is_asked(rig: Rig, guest: Guest) -> None:
     guest.peer.receive()
     guest.peer.close()
     thread.join(20)
-    assert isinstance(result[0], DmaError)
+    assert isinstance(result[0], VmmGone)
+    rig.device.faults.note_dma("a transfer", result[0])
+    assert rig.device.faults.counts == {}
     rig.is_fine()
 
 

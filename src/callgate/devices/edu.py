@@ -197,4 +197,4 @@ class Edu(Device):
                 self.buffer[here] = bytes(length)
                 self.buffer[here] = self.memory.read(outside, length)
         except DmaError as error:
-            self.faults.note("dma", f"{length} bytes at {outside:#x}: {error}")
+            self.faults.note_dma(f"{length} bytes at {outside:#x}", error)

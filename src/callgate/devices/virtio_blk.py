@@ -300,7 +300,7 @@ class VirtioBlk(Virtio):
             self.faults.note("request", str(error))
         except DmaError as error:
             status = S_IOERR
-            self.faults.note("dma", str(error))
+            self.faults.note_dma("a request", error)
         except OSError as error:
             status = S_IOERR
             self.faults.note("disk", f"the host's disk failed: {error.strerror or error}")

@@ -32,7 +32,7 @@ from callgate.backends.vfio_user.protocol import (
     DmaFlag,
 )
 from callgate.backends.vfio_user.refused import Refused
-from callgate.errors import DmaError
+from callgate.errors import DmaError, VmmGone
 from callgate.gate.abi import PAGE
 from callgate.memory import LIMIT, GuestMemory, Slot
 
@@ -208,7 +208,9 @@ class MessageSlot(_CopiedSlot):
         with self._use():
             try:
                 reply = self._request(command, payload)
-            except (RequestError, TimeoutError, Disconnected) as error:
+            except Disconnected as error:
+                raise VmmGone(f"{self!r}: {error}") from error
+            except (RequestError, TimeoutError) as error:
                 raise DmaError(f"{self!r}: {error}") from error
             reply.close()
             return reply.payload

@@ -472,21 +472,23 @@ class Virtio(Device):
             # To ask for notifications and then have them is dear: first look whether it must be.
             return queue.take() or not queue.rest()
         except Broken as error:
-            self._break(queue, "broken queue", str(error), causes)
+            blame = partial(self.faults.note, "broken queue", f"queue {queue.index}: {error}")
         except DmaError as error:
-            self._break(queue, "dma", str(error), causes)
+            blame = partial(self.faults.note_dma, f"queue {queue.index}", error)
         except Exception as error:
             self.bugs.report(f"{self}.handle", error)
-            self._break(queue, "bug", "the device model raised", causes)
+            sentence = f"queue {queue.index}: the device model raised"
+            blame = partial(self.faults.note, "bug", sentence)
+        self._break(queue, blame, causes)
         return False
 
     def _break(
-        self, queue: Queue, kind: str, sentence: str, causes: list[Callable[[], None]]
+        self, queue: Queue, blame: Callable[[], None], causes: list[Callable[[], None]]
     ) -> None:
         """Stop, and ask for a reset (2.1.2)."""
         if not queue.live:
             return  # A reset is on its way: nothing can be as it should.
-        self.faults.note(kind, f"queue {queue.index}: {sentence}: the device needs a reset")
+        blame()
         self._stop()
         with self._state:
             self._status |= Status.NEEDS_RESET

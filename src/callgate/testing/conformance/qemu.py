@@ -32,8 +32,9 @@ from callgate.testing.conformance.suite import ConformanceSuite
 
 _BARS = 6
 _BAR0 = 0x10
+_REVISION = 0x08
 _ARRIVES = 0.02
-"""Seconds that an interrupt has to arrive."""
+"""Seconds after which an interrupt that a test does not expect would have come."""
 
 
 class _OnlyCase(Case):
@@ -76,11 +77,27 @@ class QemuMachine:
 
 
 class _QemuDoor(AgentDoor):
-    """An interrupt goes from the device to QEMU by an eventfd, and arrives a little later."""
+    """A write to a BAR is posted, and an interrupt goes from the device to QEMU by an eventfd: both
+    arrive a little later. A test asks the device itself what a write did, so a read follows each.
+    """
 
     def __init__(self, machine: Any) -> None:
         super().__init__(machine)
         self.load = self._load
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """See `Door`."""
+        super().write(address, size, value)
+        self._flush()
+
+    def io_write(self, port: int, size: int, value: int) -> None:
+        """See `Door`."""
+        super().io_write(port, size, value)
+        self._flush()
+
+    def _flush(self) -> None:
+        for slot in range(1, 1 + len(self._machine.functions)):
+            self.config_read(slot << 3, _REVISION, 1)
 
     def messages(self, index: int) -> int:
         """See `InterruptedDoor`."""
