@@ -285,14 +285,17 @@ def test_a_terminal_over_calls(arch: str, newer: bool, tmp_path: Path) -> None:
         stty raw -echo <&3
         echo Hello, console. >&3
         read line <&3; is line "$line" "hELLO, CONSOLE."
+        echo "ok line"
         cat data >&3 &
         head -c 20000 <&3 > got; cmp got swapped
         wait
+        echo "ok data"
 
         # Nobody reads for a while: it waits in the device.
         echo flood >&3
         sleep 1
         head -c 200000 <&3 > got; cmp got flood
+        echo "ok flood"
 
         # Who waits for input has no frame.
         (read line <&3; echo "$line" > got) &
@@ -301,12 +304,14 @@ def test_a_terminal_over_calls(arch: str, newer: bool, tmp_path: Path) -> None:
         frames=/sys/kernel/debug/callgate/callgate0/frames
         is frames "$(awk '$2 == 1 || $2 == 2' $frames)" ""  # ready, running
         wait; is later "$(cat got)" now
+        echo "ok later"
 
         # What comes while it is closed is there when it is opened again.
         echo later >&3; exec 3<&-
         sleep 1
         exec 3<>/dev/ttyCG0
         read line <&3; is reopened "$line" now
+        echo "ok reopened"
 
         # A shell, with somebody who types.
         PS1='$ ' setsid -c sh -i <>/dev/ttyCG1 >&0 2>&1 3<&- &
@@ -319,6 +324,7 @@ def test_a_terminal_over_calls(arch: str, newer: bool, tmp_path: Path) -> None:
         wait $reader; is reader "$(cat got)" ended
         (echo x >&3) 2> /dev/null && echo "a line that was hung up takes output"
         [ -e /dev/ttyCG0 ] && echo "ttyCG0 is still there"
+        echo "ok gone"
 
         # It comes back, as another one, since the file is still open; and then as itself.
         echo 1 > /sys/bus/pci/rescan
@@ -326,6 +332,7 @@ def test_a_terminal_over_calls(arch: str, newer: bool, tmp_path: Path) -> None:
         stty raw -echo <&4
         echo Again >&4; read line <&4; is again "$line" aGAIN
         exec 3<&- 4<&-
+        echo "ok again"
         for i in $(seq 10); do
             echo 0000:00:01.0 > /sys/bus/pci/drivers/console/unbind
             echo 0000:00:01.0 > /sys/bus/pci/drivers/console/bind
@@ -334,6 +341,7 @@ def test_a_terminal_over_calls(arch: str, newer: bool, tmp_path: Path) -> None:
             echo $i >&4; read line <&4; is bound "$line" $i
             exec 4<&-
         done
+        echo "ok bound"
 
         if [ -w /sys/class/rtc/rtc0/wakealarm ]; then
             exec 4<>/dev/ttyCG0
@@ -341,6 +349,7 @@ def test_a_terminal_over_calls(arch: str, newer: bool, tmp_path: Path) -> None:
             echo +2 > /sys/class/rtc/rtc0/wakealarm; echo mem > /sys/power/state
             echo Awake >&4; read line <&4; is awake "$line" aWAKE
             exec 4<&-
+            echo "ok awake"
         fi
 
         # Who sits at the shell is hung up.
