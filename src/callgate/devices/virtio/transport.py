@@ -472,27 +472,27 @@ class Virtio(Device):
             # To ask for notifications and then have them is dear: first look whether it must be.
             return queue.take() or not queue.rest()
         except Broken as error:
-            blame = partial(self.faults.note, "broken queue", f"queue {queue.index}: {error}")
+            if self._breaks(queue, causes):
+                self.faults.note("broken queue", f"queue {queue.index}: {error}")
         except DmaError as error:
-            blame = partial(self.faults.note_dma, f"queue {queue.index}", error)
+            if self._breaks(queue, causes):
+                self.faults.note_dma(f"queue {queue.index}", error)
         except Exception as error:
             self.bugs.report(f"{self}.handle", error)
-            sentence = f"queue {queue.index}: the device model raised"
-            blame = partial(self.faults.note, "bug", sentence)
-        self._break(queue, blame, causes)
+            if self._breaks(queue, causes):
+                self.faults.note("bug", f"queue {queue.index}: the device model raised")
         return False
 
-    def _break(
-        self, queue: Queue, blame: Callable[[], None], causes: list[Callable[[], None]]
-    ) -> None:
-        """Stop, and ask for a reset (2.1.2)."""
+    def _breaks(self, queue: Queue, causes: list[Callable[[], None]]) -> bool:
+        """Stop, and ask for a reset (2.1.2); False when one is on its way, and nothing can be as it
+        should."""
         if not queue.live:
-            return  # A reset is on its way: nothing can be as it should.
-        blame()
+            return False
         self._stop()
         with self._state:
             self._status |= Status.NEEDS_RESET
         causes.append(self._tell_config)
+        return True
 
     # --- interrupts ------------------------------------------------------------------------------
 
