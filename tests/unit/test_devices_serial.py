@@ -1362,6 +1362,7 @@ def test_nothing_is_lost_or_doubled_and_all_is_in_order(
         assert uart.faults.counts == {}
 
 
+@pytest.mark.uncovered
 @given(
     chunks=st.lists(st.integers(1, 60), min_size=1, max_size=8),
     reads=st.lists(st.integers(1, 16), max_size=8),

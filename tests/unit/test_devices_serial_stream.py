@@ -144,6 +144,7 @@ def test_a_terminal_is_made(uart: Serial, guest: Guest) -> None:
     assert not Path(stream.path).exists()
 
 
+@pytest.mark.uncovered
 def test_bytes_go_both_ways_at_once(
     uart: Serial, guest: Guest, pair: tuple[socket.socket, socket.socket]
 ) -> None:
@@ -171,6 +172,7 @@ def test_bytes_go_both_ways_at_once(
     assert uart.faults.counts == {}
 
 
+@pytest.mark.uncovered
 def test_a_source_that_is_too_fast_waits(
     uart: Serial, guest: Guest, pair: tuple[socket.socket, socket.socket]
 ) -> None:

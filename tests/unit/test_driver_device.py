@@ -216,6 +216,7 @@ def test_buffers_are_used_again(guest: FakeGuest) -> None:
     assert guest.door.allocate(0).gpa == start + 64
 
 
+@pytest.mark.uncovered
 def test_many_calls_use_no_more_memory_and_frames(device: GateDevice) -> None:
     for _ in range(50):
         device.invert(bytearray(300_000))

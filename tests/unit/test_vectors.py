@@ -248,6 +248,7 @@ assert all((table.judge(each) is Status.REVOKED) == issued[each] for each in sam
 """
 
 
+@pytest.mark.uncovered
 @pytest.mark.timeout(600)
 def test_ten_million_binds_are_ten_million_vectors() -> None:
     # In a process of its own that is not measured: line coverage would make minutes of it.

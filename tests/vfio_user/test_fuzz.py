@@ -24,6 +24,8 @@ from callgate.backends.vfio_user import memory as maps
 from callgate.backends.vfio_user import protocol as p
 from callgate.backends.vfio_user.protocol import Command
 
+pytestmark = pytest.mark.uncovered
+
 EXAMPLES = int(os.environ.get("CALLGATE_FUZZ", "0"))
 SEEDS = [0, secrets.randbits(32)]
 U32 = st.one_of(

@@ -15,10 +15,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
 from tests.vfio_user.rig import GATE, Peer, Rig, access, event, irq_set, memory, open_fds, until
 
 from callgate.backends.vfio_user import protocol as p
 from callgate.backends.vfio_user.protocol import Command
+
+pytestmark = pytest.mark.uncovered  # Coverage keeps something of every thread.
 
 CONNECTIONS = int(os.environ.get("CALLGATE_CONNECTIONS", "2500"))
 _LINGER = struct.pack("ii", 1, 0)

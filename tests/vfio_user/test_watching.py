@@ -109,6 +109,7 @@ def drive(rig: Rig, pause: int, seconds: float) -> tuple[int, int]:
     return calls, rung
 
 
+@pytest.mark.uncovered
 @pytest.mark.timeout(0 if SWITCHES else 120)
 @pytest.mark.parametrize(("linger", "pause"), [(0.0, 40), (5e-5, 150)])
 def test_no_wake_up_is_lost(
