@@ -35,10 +35,9 @@ class Alarm:
         with self._condition:
             self._active = True
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._watch, name="callgate alarm", daemon=True
-                )
-                self._thread.start()
+                thread = threading.Thread(target=self._watch, name="callgate alarm", daemon=True)
+                thread.start()  # Ctrl-C may come before: only what runs can be joined.
+                self._thread = thread
             self._condition.notify_all()
         return self
 
