@@ -19,6 +19,7 @@ from __future__ import annotations
 import array
 import errno
 import logging
+import math
 import os
 import select
 import socket
@@ -56,9 +57,14 @@ _KERNEL_FDS = 253
 _ANCILLARY = socket.CMSG_SPACE(_KERNEL_FDS * array.array("i").itemsize)
 _PIECE = 1 << 14
 _AT_ONCE = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
+_WAIT = int(socket.MSG_CMSG_CLOEXEC)
+_NO_WAIT = _WAIT | int(socket.MSG_DONTWAIT)
 _TRUNCATED = int(socket.MSG_CTRUNC)  # An enum's `&` is a call, of a microsecond.
 _LOOK = 1.0
 """Seconds after which a reader looks whether its time is up."""
+_SPIN = 100e-6
+"""Seconds after an answer in which a reader does not sleep: a guest that reads a register often
+does so again within them, and waking somebody up takes longer than all else of an access."""
 
 _log = logging.getLogger("callgate.vfio_user")
 
@@ -125,6 +131,10 @@ class Channel:
         self._queued_fds = 0
         self._replies: dict[int, Message | None] = {}
         self._next_id = 0
+        self._answered = -math.inf
+        """When a command of the peer was answered last."""
+        self._chunk = bytearray(_CHUNK)
+        self._view = memoryview(self._chunk)
         self._buffer = bytearray()
         self._fds: deque[tuple[int, list[int]]] = deque()
         """File descriptors that came, with the place in the buffer behind which they came."""
@@ -148,6 +158,7 @@ class Channel:
         """Answer a command."""
         head = HEADER.pack(to.id, to.command, HEADER.size + len(payload), REPLY, 0)
         self._send(head + payload, fds)
+        self._answered = time.monotonic()
 
     def send_error(self, to: Message, number: int) -> None:
         """Answer a command with an errno."""
@@ -391,20 +402,23 @@ class Channel:
                     del buffer[:size]
                     fds = self._fds_of(size) if self._fds else []
                     return Message(id, command, flags, error, payload, fds)
+            spins = time.monotonic() - self._answered < _SPIN
             try:
-                chunk, ancillary, came, _ = self._socket.recvmsg(
-                    _CHUNK, _ANCILLARY, socket.MSG_CMSG_CLOEXEC
+                count, ancillary, came, _ = self._socket.recvmsg_into(
+                    (self._chunk,), _ANCILLARY, _NO_WAIT if spins else _WAIT
                 )
             except BlockingIOError:
+                if spins:
+                    continue
                 return None
             except OSError as error:
                 raise Disconnected(f"receiving failed: {error.strerror or error}") from error
-            buffer += chunk
+            buffer += self._view[:count]
             if ancillary:
                 self._take_fds(ancillary)
             if came & _TRUNCATED:
                 raise Disconnected("file descriptors were lost: this process has too many open")
-            if not chunk:
+            if not count:
                 if buffer:
                     raise Disconnected("the peer closed the connection in the middle of a message")
                 raise Closed("the peer closed the connection")
