@@ -111,6 +111,7 @@ def guests() -> list[Guest]:
         found.append(Guest(source.parent.name, source, device, user=True))
     bench = ROOT / "src" / "callgate" / "bench" / "device.py"
     found.append(Guest("bench", USER / "bench.c", bench, user=True))
+    found.append(Guest("chardev", USER / "chardev.c", user=True))
     for source in sorted(ROOT.glob("tests/guest/*.c")):
         found.append(Guest(source.stem, source, existing(source.with_suffix(".py"))))
     return found
@@ -190,7 +191,8 @@ def bare_options(architecture: Architecture) -> list[str]:
 def user_options(architecture: Architecture) -> list[str]:
     """The same for a static program on Linux."""
     target = f"{architecture.target}-linux-musl"
-    return ["-target", target, *USER_FLAGS, str(USER / "environment.c")]
+    uapi = GUEST / "linux" / "include" / "uapi"
+    return ["-target", target, *USER_FLAGS, f"-I{uapi}", str(USER / "environment.c")]
 
 
 def shown(path: Path) -> str:

@@ -123,7 +123,7 @@ def sources() -> dict[Path, Path]:
 def drivers() -> list[Path]:
     """Folders of modules that use ours."""
     examples = [kbuild.parent for kbuild in sorted(ROOT.glob("examples/*/Kbuild"))]
-    return [*examples, ROOT / "tests" / "qemu" / "module"]
+    return [*examples, SOURCE / "bench", ROOT / "tests" / "qemu" / "module"]
 
 
 def build(arch: str = "x86_64", *, newer: bool = False, words: tuple[str, ...] = ()) -> Path:

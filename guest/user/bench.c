@@ -4,105 +4,35 @@
  *	NAME MEDIAN P99 COUNT      nanoseconds each takes, without the clock's own time: the median of
  *	                           batches of 16, the 99th percentile of single ones
  *	NAME BYTES/S 0 COUNT       for disks
+ *	NAME CALLS/S 0 COUNT       for several processors
  *
  *	bench calls N              register reads of QEMU's own edu and of ours, and calls
+ *	bench cpus N               N calls on each processor at once, each with a frame of its own
  *	bench disk NAME DEVICE N   N random reads of 4 KiB at depth 32, N / 8 sequential ones of 1 MiB
  */
 #define _GNU_SOURCE
 #include "bench.h"
+#include "measure.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/aio_abi.h>
 #include <linux/fs.h>
+#include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 #define EDU_VENDOR 0x1234
 #define EDU_DEVICE 0x11e8
-#define BATCH      16
 #define DEPTH      32
 #define SMALL      4096u
 #define LARGE      (1u << 20)
-
-static uint64_t now(void)
-{
-	struct timespec at;
-
-	clock_gettime(CLOCK_MONOTONIC, &at);
-	return (uint64_t)at.tv_sec * 1000000000 + (uint64_t)at.tv_nsec;
-}
-
-static int ascending(const void *a, const void *b)
-{
-	const uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-
-	return x < y ? -1 : x > y;
-}
-
-static uint64_t clock_cost;
-
-static void check(const char *name, int status)
-{
-	if (status) {
-		fprintf(stderr, "bench: %s answered %d\n", name, status);
-		exit(3);
-	}
-}
-
-/* Run `step`, which is given its number, `count` times in batches and `count` times alone, and print
- * the median of the batches and the 99th percentile of the single ones.
- */
-static uint64_t measure(const char *name, unsigned int count, int (*step)(void *, unsigned int),
-			void *with)
-{
-	const unsigned int batches = count / BATCH;
-	uint64_t *times = malloc(count * sizeof(*times));
-	uint64_t middle, tail;
-	unsigned int i, j;
-
-	if (!times) {
-		fprintf(stderr, "bench: no memory\n");
-		exit(2);
-	}
-	for (i = 0; i < batches; i++) {
-		const uint64_t before = now();
-
-		for (j = 0; j < BATCH; j++)
-			check(name, step(with, i * BATCH + j));
-		times[i] = now() - before;
-	}
-	qsort(times, batches, sizeof(*times), ascending);
-	middle = times[batches / 2];
-	middle -= middle < clock_cost ? middle : clock_cost;
-	for (i = 0; i < count; i++) {
-		const uint64_t before = now();
-
-		check(name, step(with, i));
-		times[i] = now() - before;
-	}
-	qsort(times, count, sizeof(*times), ascending);
-	tail = times[count - count / 100 - 1];
-	tail -= tail < clock_cost ? tail : clock_cost;
-	if (clock_cost)
-		printf("%s %llu %llu %u\n", name, (unsigned long long)middle / BATCH,
-		       (unsigned long long)tail, count);
-	middle = times[count / 2];
-	free(times);
-	return middle;
-}
-
-static int nothing(void *with, unsigned int i)
-{
-	(void)with;
-	(void)i;
-	return 0;
-}
+#define MOST       8
 
 static int read_edu(void *with, unsigned int i)
 {
@@ -138,8 +68,7 @@ static int calls(unsigned int count)
 	struct bench bench;
 	int status;
 
-	clock_cost = measure("nothing", count, nothing, NULL);
-	measure("nothing", count, nothing, NULL);
+	measure_clock(count);
 	if (callgate_find(&edu, EDU_VENDOR, EDU_DEVICE, 0) != CALLGATE_OK) {
 		fprintf(stderr, "bench: QEMU must have a device edu\n");
 		return 2;
@@ -167,6 +96,60 @@ static int calls(unsigned int count)
 		measure("call-doorbell-pio", count, call_add, &bench);
 	}
 	measure("register-read-last", count, read_ours, &bench);
+	return 0;
+}
+
+struct caller {
+	struct bench bench;
+	pthread_barrier_t *begin;
+	unsigned int cpu, count;
+};
+
+static void *call_on(void *with)
+{
+	struct caller *caller = with;
+	cpu_set_t cpus;
+	unsigned int i;
+
+	CPU_ZERO(&cpus);
+	CPU_SET(caller->cpu, &cpus);
+	sched_setaffinity(0, sizeof(cpus), &cpus);
+	pthread_barrier_wait(caller->begin);
+	for (i = 0; i < caller->count; i++)
+		check("a call", call_add(&caller->bench, i));
+	return NULL;
+}
+
+static int cpus(unsigned int count)
+{
+	const unsigned int wanted = (unsigned int)sysconf(_SC_NPROCESSORS_ONLN);
+	struct caller callers[MOST];
+	pthread_t threads[MOST];
+	pthread_barrier_t begin;
+	struct bench bench;
+	uint64_t began, took;
+	unsigned int i;
+
+	if (wanted > MOST || bench_open(&bench) != CALLGATE_OK ||
+	    wanted > bench.device.header.frame_count || pthread_barrier_init(&begin, NULL, wanted + 1)) {
+		fprintf(stderr, "bench: there must be a frame for each processor\n");
+		return 2;
+	}
+	for (i = 0; i < wanted; i++) {
+		callers[i] = (struct caller){ bench, &begin, i, count };
+		callers[i].bench.device.frame = i;
+		if (pthread_create(&threads[i], NULL, call_on, &callers[i])) {
+			fprintf(stderr, "bench: no thread\n");
+			return 2;
+		}
+	}
+	pthread_barrier_wait(&begin);
+	began = now();
+	for (i = 0; i < wanted; i++)
+		pthread_join(threads[i], NULL);
+	took = now() - began;
+	printf("frames-cpus-%u %llu 0 %u\n", wanted,
+	       (unsigned long long)((double)wanted * count * 1e9 / (double)took), count);
 	return 0;
 }
 
@@ -272,8 +255,10 @@ int main(int argc, char **argv)
 {
 	if (argc == 3 && !strcmp(argv[1], "calls"))
 		return calls((unsigned int)strtoul(argv[2], NULL, 10));
+	if (argc == 3 && !strcmp(argv[1], "cpus"))
+		return cpus((unsigned int)strtoul(argv[2], NULL, 10));
 	if (argc == 5 && !strcmp(argv[1], "disk"))
 		return disk(argv[2], argv[3], (unsigned int)strtoul(argv[4], NULL, 10));
-	fprintf(stderr, "usage: bench calls N | bench disk NAME DEVICE N\n");
+	fprintf(stderr, "usage: bench calls N | bench cpus N | bench disk NAME DEVICE N\n");
 	return 2;
 }

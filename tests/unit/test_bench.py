@@ -247,6 +247,7 @@ def bench(**changes: Any) -> None:
         "calls": 1000,
         "form": "table",
         "plot": None,
+        "modules": None,
     }
     run_bench(**{**given, **changes})
 

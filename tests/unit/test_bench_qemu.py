@@ -3,7 +3,7 @@
 
 import pytest
 
-from callgate.bench.qemu import _compare, _disks, _figures, _report
+from callgate.bench.qemu import _compare, _disks, _report, figures_of
 
 SAID = """\
 nothing 31 40 1000
@@ -30,7 +30,7 @@ ours-sequential-read 750000000 0 500
 
 
 def test_calls_stand_beside_reads_of_edu() -> None:
-    rows, checks = _report(_figures(SAID)[0], boot=3.0, left=0.5)
+    rows, checks = _report(figures_of(SAID)[0], boot=3.0, left=0.5)
     found = {(row.transport, row.instruction): row for row in rows}
     assert set(found) == {("polled", ""), ("mmio", "store"), ("read", "load"), ("write", "store")}
     watched, doorbell = found["polled", ""], found["mmio", "store"]
@@ -45,7 +45,7 @@ def test_calls_stand_beside_reads_of_edu() -> None:
 
 
 def test_disks_are_compared_round_by_round() -> None:
-    checks = _compare(_figures(SAID)[1])
+    checks = _compare(figures_of(SAID)[1])
     assert [(check.value, check.unit, check.met) for check in checks] == [
         (45.0, "MB/s", None),
         (90.0, "MB/s", None),

@@ -117,7 +117,7 @@ def test_help_lists_the_commands(callgate: Told) -> None:
         ("show", "--lspci examples/01_adder/device.py"),
         ("header", "examples/01_adder/device.py"),
         ("reference", "examples/01_adder/device.py"),
-        ("bench", "--on --arch --calls --json --plot"),
+        ("bench", "--on --arch --calls --json --plot --modules"),
         ("demo", "--folder"),
     ],
 )
@@ -406,6 +406,7 @@ def test_what_bench_does_not_know(callgate: Told) -> None:
     assert "--json and --markdown must not go" in callgate.error("bench", "--json", "--markdown")
     assert "must be one of x86_64, i386" in callgate.error("bench", "--arch", "vax")
     assert "must end in .png, .svg, .pdf" in callgate.error("bench", "--plot", "figure.txt")
+    assert "--modules must go with --on qemu" in callgate.error("bench", "--modules", "build")
 
 
 def test_a_demo_without_examples(callgate: Told, tmp_path: Path) -> None:
@@ -488,6 +489,7 @@ import os, select, threading, time
     assert "has not ended yet" not in err
 
 
+@pytest.mark.uncovered  # Ctrl-C in the middle of coverage itself would not be seen.
 def test_ctrl_c_ends_a_guest_that_spins(write: Write, spinning: Path) -> None:
     file = write(f"{MODEL}\n    def attach(self):\n        print('here', flush=True)\n")
     run = process("-m", "callgate", "run", file, "--guest", spinning)

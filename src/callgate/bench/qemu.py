@@ -43,7 +43,7 @@ def qemu_rows(calls: int, disk: type[Device] | None) -> tuple[list[Row], list[Ch
 
     Raises BenchError, BackendError and GuestError.
     """
-    program = _find_program()
+    program = find_program("bench")
     with _file() as file:
         devices: list[Device] = [Bench()]
         extra = ["-device", f"edu,addr={SLOTS:#x}"]
@@ -74,7 +74,7 @@ def qemu_rows(calls: int, disk: type[Device] | None) -> tuple[list[Row], list[Ch
         raise BenchError(
             f"The bench's guest must end with 0, not {result.exit_code}: {result.output}"
         )
-    figures, disks = _figures(result.output)
+    figures, disks = figures_of(result.output)
     rows, checks = _report(figures, boot, left)
     return rows, checks + _compare(disks)
 
@@ -88,7 +88,7 @@ def _disks(calls: int) -> str:
     )
 
 
-def _figures(output: str) -> tuple[dict[str, tuple[float, float]], dict[str, list[float]]]:
+def figures_of(output: str) -> tuple[dict[str, tuple[float, float]], dict[str, list[float]]]:
     """By name: median and p99 in nanoseconds; for disks bytes per second, of each round."""
     found: dict[str, tuple[float, float]] = {}
     disks: dict[str, list[float]] = {}
@@ -174,13 +174,14 @@ def _file() -> Iterator[Path]:
         yield Path(file.name)
 
 
-def _find_program() -> Path:
+def find_program(name: str) -> Path:
+    """A program of guest/user, for x86_64. Raises BenchError where it was not built."""
     here = Path.cwd()
     for above in (here, *here.parents):
-        path = above / "build" / "guest" / "x86_64" / "linux" / "bench"
+        path = above / "build" / "guest" / "x86_64" / "linux" / name
         if path.is_file():
             return path
     raise BenchError(
-        "build/guest/x86_64/linux/bench must be there: build it with "
-        "`python guest/build.py --linux x86_64 bench`"
+        f"build/guest/x86_64/linux/{name} must be there: build it with "
+        f"`python guest/build.py --linux x86_64 {name}`"
     )

@@ -325,6 +325,13 @@ def bench(
         Path | None,
         typer.Option(metavar="FILE", help="Draw a plot (.png, .svg, .pdf); needs the extra plot."),
     ] = None,
+    modules: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="With qemu: measure Linux drivers' calls too, by the callgate.ko in this folder.",
+        ),
+    ] = None,
 ) -> None:
     """Measure a whole call as the guest sees it, beside a bare trap of the same emulator.
 
@@ -334,8 +341,10 @@ def bench(
 
     if json and markdown:
         raise typer.BadParameter("--json and --markdown must not go together")
+    if modules is not None and "qemu" not in (on or ()):
+        raise typer.BadParameter("--modules must go with --on qemu")
     form = "json" if json else "markdown" if markdown else "table"
-    run_bench(backends=on, architectures=arch, calls=calls, form=form, plot=plot)
+    run_bench(backends=on, architectures=arch, calls=calls, form=form, plot=plot, modules=modules)
 
 
 @app.command()

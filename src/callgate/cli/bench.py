@@ -33,6 +33,7 @@ def run_bench(
     calls: int,
     form: str,
     plot: Path | None,
+    modules: Path | None,
 ) -> None:
     """Measure, and print as `form` says: `table`, `json` or `markdown`.
 
@@ -74,6 +75,11 @@ def run_bench(
         found, singles = qemu_rows(calls, VirtioBlk)
         rows += found
         checks += singles
+        if modules is not None:
+            from callgate.bench.linux import linux_checks
+
+            progress.print("measuring qemu, drivers in Linux ...", highlight=False)
+            checks += linux_checks(modules, calls)
     if plot is not None:
         draw(rows, plot)
     if form == "json":
