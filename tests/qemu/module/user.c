@@ -1362,7 +1362,8 @@ static void test_suspend(void)
 	be_watched(file);
 	call = transfer(hold, 1, 500, 0);
 	CHECK(!ioctl(file, CALLGATE_IOC_SUBMIT, &call), "%s", strerrorname(errno));
-	CHECK(!put("/sys/class/rtc/rtc0/wakealarm", "+2"));
+	/* An alarm that comes before it sleeps would wake nobody up. */
+	CHECK(!put("/sys/class/rtc/rtc0/wakealarm", "+6"));
 	CHECK(!put("/sys/power/state", "mem"));
 	CHECK(!get("/sys/power/mem_sleep", depths, sizeof(depths)));
 	if (strstr(depths, "[deep]"))
