@@ -10,6 +10,8 @@ import pytest
 from coverage import Coverage
 from hypothesis import settings
 
+from callgate.gate import frame
+
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
@@ -20,6 +22,15 @@ CONFIG = "COVERAGE_PROCESS_CONFIG"
 FROZEN = 100
 """After how many tests their reports, too, are kept from the collector."""
 _ran = itertools.count(1)
+
+
+@pytest.fixture(params=["quick", "plain"])
+def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have frames answered by compiled code, and by the same in Python."""
+    ways = {"quick": frame.QUICK, "plain": frame.PLAIN}[request.param]
+    if ways is None:
+        pytest.skip("callgate.gate._frame is not built: it needs a C compiler and Python's headers")
+    monkeypatch.setattr(frame, "WAYS", ways)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -32,6 +32,7 @@ from callgate.gate.abi import (
     round_up,
 )
 from callgate.report import ResultMisfit
+from callgate.threads import ENTRY
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -441,6 +442,7 @@ def compile_frame_stub(call: Call, device: Device) -> FrameStub | None:
     if call.flags & CallFlag.PAYLOAD_OUT:
         return None
     slots, lines, results, scope = _body(call, device)
+    scope[ENTRY] = device, call.name
     lines[:0] = [f"{name} = quads[{_VALUES + at}]" for at, name in enumerate(slots)]
     stores = [f"quads[{_VALUES + at}] = {name}" for at, name in enumerate(results)]
     if call.results == (_U64,) and not call.several:

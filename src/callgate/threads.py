@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 Describe: TypeAlias = Callable[[Mapping[str, Any]], "tuple[Device, str]"]
 _ENTRIES: dict[CodeType, Describe | None] = {}
+ENTRY = "__callgate_entry__"
+"""The global variable by which code that is made for one call says so: what `describe` tells."""
 _LOOKING = threading.Lock()
 WAKE = signal.SIGURG
 """Wakes the main thread. Who does not handle it is not disturbed by it."""
@@ -79,10 +81,12 @@ def running(device: Device | None = None) -> Iterator[Running]:
     """What of the device's model, or of all models, runs now in other threads than this one."""
     for thread, frame in frames().items():
         traceback, entered = unwind(frame)
-        describe = None if entered is None else _ENTRIES[entered.f_code]
-        if thread == threading.get_ident() or entered is None or describe is None:
+        if thread == threading.get_ident() or entered is None:
             continue
-        owner, what = describe(entered.f_locals)
+        entered_by = _entered_by(entered)
+        if entered_by is None:
+            continue
+        owner, what = entered_by
         # Without a traceback it waits for the device's lock.
         if traceback is not None and (device is None or owner is device):
             yield Running(owner, f"{owner}.{what}", thread, traceback)
@@ -106,10 +110,16 @@ def unwind(frame: FrameType | None) -> tuple[TracebackType | None, FrameType | N
     """A frame, and those that led to it, as the traceback of an exception that is raised there;
     and the entry that they came through, if there is one."""
     traceback = None
-    while frame is not None and frame.f_code not in _ENTRIES:
+    while frame is not None and frame.f_code not in _ENTRIES and ENTRY not in frame.f_globals:
         traceback = TracebackType(traceback, frame, frame.f_lasti, frame.f_lineno or 0)
         frame = frame.f_back
     return traceback, frame
+
+
+def _entered_by(entered: FrameType) -> tuple[Device, str] | None:
+    made_for: tuple[Device, str] | None = entered.f_globals.get(ENTRY)
+    describe = _ENTRIES.get(entered.f_code)
+    return made_for if describe is None else describe(entered.f_locals)
 
 
 def end(thread: int) -> None:

@@ -404,7 +404,8 @@ def test_the_doorbell_itself_has_none() -> None:
         frame = FRAME.unpack(rig.frame())
         assert (frame["state"], frame["status"]) == (FrameState.DONE, Status.TIMED_OUT)
         rig.gate.ram[base] = FrameState.READY
-    assert rig.gate._frames[0].free
+    rig.gate.frame(0).clear()  # Nobody has it any more.
+    assert FRAME.unpack(rig.frame())["state"] == FrameState.FREE
 
 
 TRACED = """

@@ -266,6 +266,9 @@ class Rig:
         return HEADER.unpack(self.gate.ram)
 
 
+pytestmark = pytest.mark.usefixtures("each_way")
+
+
 @pytest.fixture
 def rig() -> Rig:
     return Rig()
@@ -1546,6 +1549,7 @@ class Told(list[bool]):
         super().append(item)
 
 
+@pytest.mark.parametrize("each_way", ["plain"], indirect=True)
 def test_a_frame_that_says_done_can_be_rung_at_once(rig: Rig) -> None:
     """A driver on another vCPU may ring as soon as it sees DONE: nobody may hold the frame then."""
     seen: list[int] = []
@@ -1554,6 +1558,7 @@ def test_a_frame_that_says_done_can_be_rung_at_once(rig: Rig) -> None:
     assert seen == [RUNNING]
 
 
+@pytest.mark.parametrize("each_way", ["plain"], indirect=True)
 def test_answers_are_in_place_before_done_on_processors_that_reorder(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1573,6 +1578,7 @@ def test_answers_are_in_place_before_done_on_processors_that_reorder(
     assert rig.call("add", 2, 40) == (Status.OK, (42,))
 
 
+@pytest.mark.parametrize("each_way", ["plain"], indirect=True)
 def test_a_doorbell_too_many_does_not_hide_one_that_counts(rig: Rig) -> None:
     """A frame gets READY, and is rung, while another thread looks at it in vain."""
 

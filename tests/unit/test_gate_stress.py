@@ -28,6 +28,8 @@ from callgate.gate.abi import FRAME, FrameState, Status
 from callgate.gate.gate import Gate, Offer, Router
 from callgate.gate.vectors import Binding, VectorTable
 
+pytestmark = pytest.mark.usefixtures("each_way")
+
 SECONDS = 0.5
 TURNS = 10
 """What each hand and each vCPU does at least, however slow the machine is."""

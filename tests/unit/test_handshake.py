@@ -4,6 +4,8 @@
 A step is a load or store of what the two share. Both run in threads of their own, but only one at a
 time, up to its next step. All orders are tried in which neither is interrupted more than twice:
 what goes wrong in this handshake goes wrong with two.
+
+Where a frame's way is compiled its steps are one, but for those of the model.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from callgate.gate import vectors
 from callgate.gate.abi import FRAME, Feature, FrameFlag, FrameState, Status
 from callgate.gate.gate import Gate, Offer, Router
 from callgate.gate.vectors import Binding, Slot, VectorTable
+
+pytestmark = pytest.mark.usefixtures("each_way")
 
 INTERRUPTIONS = 2
 

@@ -16,6 +16,8 @@ from callgate.gate.gate import Gate, Offer
 from callgate.gate.vectors import VectorTable
 from callgate.gate.watcher import Watcher
 
+pytestmark = pytest.mark.usefixtures("each_way")
+
 FEATURES = 0x0C
 WATCHING = HEADER.offset("watching")
 

@@ -8,13 +8,20 @@ The usual frame carries a call of this gate's that no quota bounds, with the rig
 arguments and no flags. It goes a short way: its first quad finds the call, and the call's own stub
 takes the arguments out of the frame and puts the results back. All others are copied and judged
 step by step. Both ways lead through `Slot.run`.
+
+    WAYS            either of these two
+      QUICK         the usual frame's way compiled (_frame.c), `Slot.run` included
+      PLAIN         the same in Python: where that was not built, or CALLGATE_PURE is set
+        Judge       what both do with all other frames
 """
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 from callgate.gate.abi import FRAME, MAX_VALUES, FrameFlag, FrameState, Status
 from callgate.gate.fence import WEAK, fence
@@ -44,7 +51,57 @@ def head(vector: int) -> int:
     return vector << 32 | _READY
 
 
-class Frame:
+class Judge:
+    """A frame's ways that are not the usual one."""
+
+    __slots__ = ()
+
+    gate: Gate
+    slot: Slot
+    quads: memoryview
+    payload: memoryview
+
+    def _explain(self, flags: int, binding: Binding, error: Exception) -> int:
+        """Answer a usual frame whose call raised; returns its second quad."""
+        status, code = binding.target.explain(binding, error)
+        return self._put(flags, status, code, ())
+
+    def _judge(self, vector: int, flags: int) -> int:
+        """Answer a frame that is in any way unusual; returns its second quad."""
+        binding = self.gate.table.live.get(vector)
+        count = flags >> 16
+        if flags & _UNKNOWN_FLAGS:
+            sentence = f"a frame's flags must be known ones, not {flags & 0xFFFF:#x}"
+            return self._refuse(flags, vector, Status.BAD_FRAME, sentence)
+        if binding is None or binding.target.gate is not self.gate:
+            # A live vector of another device is none of this one's.
+            status = self.gate.table.judge(vector) if binding is None else Status.NO_SUCH_VECTOR
+            sentence = f"vector {vector:#x} leads to no call of this device"
+            return self._refuse(flags, vector, status, sentence)
+        if count > MAX_VALUES:
+            sentence = f"a frame has room for {MAX_VALUES} slots, not {count}"
+            return self._refuse(flags, vector, Status.BAD_COUNT, sentence)
+        values = _VALUES[count](self.quads, _VALUES_AT)
+        payload = self.payload
+        if flags & _ONE_WAY:  # No result is written, not into the payload either.
+            payload = memoryview(bytearray(payload))
+        status, code, results = binding.target.execute(self.slot, binding, values, payload)
+        return self._put(flags, status, code, () if flags & _ONE_WAY else results)
+
+    def _refuse(self, flags: int, vector: int, status: Status, sentence: str) -> int:
+        self.gate.faults.note(status.name, sentence)
+        return self._put(flags, status, 0, ())
+
+    def _put(self, flags: int, status: Status, code: int, results: tuple[int, ...]) -> int:
+        """Write code and results; returns the second quad, which tells of them."""
+        if code:
+            self.quads[2] = code
+        for at, result in enumerate(results, _VALUES_AT // 8):
+            self.quads[at] = result
+        return flags | len(results) << 24 | status << 32
+
+
+class PlainFrame(Judge):
     """One frame, and the place where its call in flight is written down.
 
     `calls` is its gate's: bindings by the first quad of a READY frame. What is missing there is
@@ -76,6 +133,15 @@ class Frame:
             return
         self.words[0] = _FREE
         self.free.append(True)
+
+    def watch(self, looks: int) -> bool:
+        """Look at the state so often, and answer the frame whenever it is READY; whether it was."""
+        words, found = self.words, False
+        for _ in range(looks):
+            if words[0] == _READY:
+                found = True
+                self.look(True)
+        return found
 
     def look(self, from_watcher: bool = False) -> None:
         """Answer the frame if it is READY."""
@@ -115,7 +181,7 @@ class Frame:
                     self.slot.run(binding, target.lock, target.frame_stub, quads, self.payload)
                     answer = target.done
                 except Exception as error:
-                    answer = self._put(flags, *target.explain(binding, error), ())
+                    answer = self._explain(flags, binding, error)
             else:
                 flags &= 0xFF_FFFF  # The count of results is the host's to write.
                 interrupt = flags & _INTERRUPT
@@ -133,36 +199,62 @@ class Frame:
         if self.woken is not None and not from_watcher:
             self.woken()
 
-    def _judge(self, vector: int, flags: int) -> int:
-        """Answer a frame that is in any way unusual; returns its second quad."""
-        binding = self.gate.table.live.get(vector)
-        count = flags >> 16
-        if flags & _UNKNOWN_FLAGS:
-            sentence = f"a frame's flags must be known ones, not {flags & 0xFFFF:#x}"
-            return self._refuse(flags, vector, Status.BAD_FRAME, sentence)
-        if binding is None or binding.target.gate is not self.gate:
-            # A live vector of another device is none of this one's.
-            status = self.gate.table.judge(vector) if binding is None else Status.NO_SUCH_VECTOR
-            sentence = f"vector {vector:#x} leads to no call of this device"
-            return self._refuse(flags, vector, status, sentence)
-        if count > MAX_VALUES:
-            sentence = f"a frame has room for {MAX_VALUES} slots, not {count}"
-            return self._refuse(flags, vector, Status.BAD_COUNT, sentence)
-        values = _VALUES[count](self.quads, _VALUES_AT)
-        payload = self.payload
-        if flags & _ONE_WAY:  # No result is written, not into the payload either.
-            payload = memoryview(bytearray(payload))
-        status, code, results = binding.target.execute(self.slot, binding, values, payload)
-        return self._put(flags, status, code, () if flags & _ONE_WAY else results)
 
-    def _refuse(self, flags: int, vector: int, status: Status, sentence: str) -> int:
-        self.gate.faults.note(status.name, sentence)
-        return self._put(flags, status, 0, ())
+Doorbell: TypeAlias = Callable[[int, int, int], None]
+"""Takes writes of the guest: (offset, size, value)."""
 
-    def _put(self, flags: int, status: Status, code: int, results: tuple[int, ...]) -> int:
-        """Write code and results; returns the second quad, which tells of them."""
-        if code:
-            self.quads[2] = code
-        for at, result in enumerate(results, _VALUES_AT // 8):
-            self.quads[at] = result
-        return flags | len(results) << 24 | status << 32
+
+def plain_bell(frames: Sequence[PlainFrame], otherwise: Doorbell) -> Doorbell:
+    """Rings for the frame whose index is written to offset 0, in 4 bytes; all else is left to
+    `otherwise`, an index that no frame has too."""
+    looks = [frame.look for frame in frames]
+
+    def ring(offset: int, size: int, value: int) -> None:
+        if offset == 0 and size == 4:
+            try:
+                look = looks[value]
+            except IndexError:
+                otherwise(offset, size, value)
+            else:
+                look()
+        else:
+            otherwise(offset, size, value)
+
+    return ring
+
+
+class Ways(NamedTuple):
+    """How frames are answered: the class of a frame, and what makes its doorbell."""
+
+    frame: type[PlainFrame]
+    bell: Callable[[tuple[PlainFrame, ...], Doorbell], Doorbell]
+
+
+PLAIN = Ways(PlainFrame, plain_bell)
+
+
+def quick() -> Ways | None:
+    """The compiled ways; None where they were not built, or where there is no GIL."""
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        return None
+    try:
+        from callgate.gate import _frame
+    except ImportError:
+        return None
+
+    class QuickFrame(Judge, _frame.Frame):
+        """See `PlainFrame`."""
+
+        __slots__ = ()
+
+        def __init__(
+            self, gate: Gate, calls: dict[int, Binding], ram: memoryview, slot: Slot
+        ) -> None:
+            frame, payload = ram[: FRAME.size], ram[FRAME.size :]
+            super().__init__(gate, calls, frame.cast("I"), frame.cast("Q"), payload, slot)
+
+    return Ways(cast("type[PlainFrame]", QuickFrame), cast("Any", _frame.Bell))
+
+
+QUICK = quick()
+WAYS = PLAIN if QUICK is None or os.environ.get("CALLGATE_PURE") else QUICK

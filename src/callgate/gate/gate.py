@@ -35,6 +35,7 @@ from callgate.errors import (
 )
 from callgate.faults import Faults
 from callgate.gate import abi
+from callgate.gate import frame as ways
 from callgate.gate.abi import (
     CAPABILITY,
     ENTRY,
@@ -48,7 +49,7 @@ from callgate.gate.abi import (
     Transport,
     round_up,
 )
-from callgate.gate.frame import Frame, head
+from callgate.gate.frame import PlainFrame, head, plain_bell
 from callgate.gate.target import Doorbell, Target
 from callgate.gate.tracing import TracedFrame, TracedTarget, by, refused_event, remember
 from callgate.gate.vectors import Binding, Slot, VectorTable
@@ -110,7 +111,7 @@ class Gate:
         self.on_notifiable: Callable[[], None] = _nothing
         """Called when `notifiable` may have changed."""
         self.version = 0
-        self._frames: list[Frame] = []
+        self._frames: list[PlainFrame] = []
         self._accept(Feature(0))
         self.offered = _FEATURES
         if offer.transports & Transport.POLLED:
@@ -128,14 +129,17 @@ class Gate:
         self.pages = pages
         self.ram = memoryview(pages)
         self._words = self.ram.cast("I")
-        kind = Frame if trace is None else TracedFrame
+        kind, bell = ways.WAYS if trace is None else (TracedFrame, plain_bell)
         self._frames = [
             kind(self, self._ready, self.ram[base : base + self.frame_size], table.slot())
             for base in self._bases
         ]
         self.frame_of = {frame.slot: index for index, frame in enumerate(self._frames)}
         """The frame's index by where its call in flight is written down."""
-        self._looks = [frame.look for frame in self._frames]
+        self.mmio_write = bell(tuple(self._frames), self._doorbell_write)
+        """A guest's write in the doorbell page: (offset, size, value)."""
+        self.pio_write = bell(tuple(self._frames), self._port_write)
+        """A guest's write in the I/O BAR: (offset, size, value)."""
         self._notify_slots: list[Slot] = []
         self._generation = 0
         self._watching = False
@@ -453,26 +457,20 @@ class Gate:
         self.faults.note("doorbell page", f"no doorbell register has {size} bytes at {offset:#x}")
         return (1 << size * 8) - 1
 
-    def mmio_write(self, offset: int, size: int, value: int) -> None:
-        """A guest's write in the doorbell page."""
-        if offset == 0 and size == 4:  # DOORBELL, on every call's path.
-            try:
-                look = self._looks[value]
-            except IndexError:
-                self._no_frame(value)
-            else:
-                look()
-        elif size == 4:
-            if offset == _NOTIFY:
-                self.notify(value)
-            elif offset == _VERSION:
-                major, minor = value >> 16, value & 0xFFFF
-                known = major == abi.VERSION_MAJOR and minor <= abi.VERSION_MINOR
-                self.version = value if known else 0
-            elif offset == _ACCEPTED:
-                self._accept(self.offered & value)
-            else:
-                self._no_register(offset, size)
+    def _doorbell_write(self, offset: int, size: int, value: int) -> None:
+        """A write in the doorbell page that rings for no frame."""
+        if size != 4:
+            self._no_register(offset, size)
+        elif offset == _DOORBELL:
+            self._no_frame(value)
+        elif offset == _NOTIFY:
+            self.notify(value)
+        elif offset == _VERSION:
+            major, minor = value >> 16, value & 0xFFFF
+            known = major == abi.VERSION_MAJOR and minor <= abi.VERSION_MINOR
+            self.version = value if known else 0
+        elif offset == _ACCEPTED:
+            self._accept(self.offered & value)
         else:
             self._no_register(offset, size)
 
@@ -486,17 +484,10 @@ class Gate:
         self.faults.note("doorbell port", f"no doorbell port answers at {offset:#x}")
         return (1 << size * 8) - 1
 
-    def pio_write(self, offset: int, size: int, value: int) -> None:
-        """A guest's write in the I/O BAR."""
-        if offset == 0 and size == 4:
-            try:
-                look = self._looks[value]
-            except IndexError:
-                self._no_frame(value)
-            else:
-                look()
-        elif offset < _VERSION:
-            self.mmio_write(offset, size, value)
+    def _port_write(self, offset: int, size: int, value: int) -> None:
+        """A write in the I/O BAR that rings for no frame: DOORBELL and NOTIFY, as in the page."""
+        if offset < _VERSION:
+            self._doorbell_write(offset, size, value)
         else:
             self.faults.note("doorbell port", f"no doorbell port takes a write at {offset:#x}")
 
@@ -529,9 +520,9 @@ class Gate:
         target.execute(slot, binding, (), None)
         self._notify_slots.append(slot)
 
-    def bell(self, index: int) -> Callable[[bool], None]:
-        """What looks at one frame, which must be there: `ring` without the way to it."""
-        return self._frames[index].look
+    def frame(self, index: int) -> PlainFrame:
+        """One frame, which must be there, for who looks at it often."""
+        return self._frames[index]
 
     def ring(self, index: int, from_watcher: bool = False) -> bool:
         """Look at a frame and answer it if it is READY. False when there is no such frame."""

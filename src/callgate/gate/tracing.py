@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from callgate.call import BOOL, BufferType, Call, Payload, Scalar, Stub
 from callgate.gate.abi import Status
-from callgate.gate.frame import Frame
+from callgate.gate.frame import PlainFrame
 from callgate.gate.target import Answer, Target
 from callgate.trace import Event, Trace, shown
 
@@ -65,13 +65,13 @@ def refused_event(table: VectorTable, device: str, vector: int, status: Status, 
     return Event(owner, "call", name, (), status.name, 0.0, via)
 
 
-class TracedFrame(Frame):
+class TracedFrame(PlainFrame):
     """A frame that says when the watcher found it, and what of it was turned away."""
 
     __slots__ = ()
 
     def look(self, from_watcher: bool = False) -> None:
-        """See `Frame`."""
+        """See `PlainFrame`."""
         if not from_watcher:
             super().look()
             return

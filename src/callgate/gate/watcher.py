@@ -30,7 +30,7 @@ _SETTLE = 0.001
 """Seconds after which a store that another thread made can be seen, barrier or not."""
 _READY = int(FrameState.READY)
 _IDLE_LOOKS = 4
-_LOOKS_AT_LATEST = range(64)
+_LOOKS_AT_LATEST = 64
 
 
 class Watcher:
@@ -50,7 +50,7 @@ class Watcher:
         self._closed = False
         begin, step = gate.frames_offset // 4, gate.frame_size // 4
         self._states = gate.ram.cast("I")[begin : begin + gate.frame_count * step : step]
-        self._latest = self._states[:1], gate.bell(0)
+        self._latest = gate.frame(0)
         gate.watched_by(self._wake.set)
         self._thread = threading.Thread(
             target=self._run, name=f"callgate watcher of {gate.device}", daemon=True
@@ -112,26 +112,20 @@ class Watcher:
             return False
         for index, state in enumerate(words):
             if state == _READY:
-                bell = self.gate.bell(index)
-                self._latest = self._states[index : index + 1], bell
+                self._latest = self.gate.frame(index)
                 try:
-                    bell(True)
+                    self._latest.look(True)
                 except BaseException as error:
                     self._report(error)
         return True
 
     def _look_at_latest(self) -> bool:
         """The same for the frame that was used last, many times: its driver is likely to go on."""
-        state, bell = self._latest
-        found = False
         try:
-            for _ in _LOOKS_AT_LATEST:
-                if state[0] == _READY:
-                    found = True
-                    bell(True)
+            return self._latest.watch(_LOOKS_AT_LATEST)
         except BaseException as error:
             self._report(error)
-        return found
+            return True
 
     def _report(self, error: BaseException) -> None:
         # `sys.exit` in a handler, say: it must not end the thread on which drivers count.

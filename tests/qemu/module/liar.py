@@ -13,12 +13,14 @@ import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from callgate import Device, Register, call, u64
 from callgate.gate import abi
 from callgate.gate.abi import CAPABILITY, ENTRY, HEADER, FrameState, Layout, Status
 from callgate.gate.gate import Gate
+from callgate.pci.bar import Write
 from callgate.pci.capability import VENDOR_SPECIFIC, PciExpress
 from callgate.pci.function import Function
 
@@ -70,6 +72,8 @@ class Liar(Device):
             for window in bar.windows:
                 if window.name == "doorbell" and bar.kind == "memory":
                     window.read = self.read_doorbell
+                if window.name in ("doorbell", "doorbell ports"):
+                    window.write = partial(self.write_doorbell, window.write)
 
     def reset(self) -> None:
         self.count = len(LIES)
@@ -107,7 +111,6 @@ class Liar(Device):
             self.honest = bytes(self.function.config.dump()[at : at + CAPABILITY.size])
         for offset in range(2, CAPABILITY.size):
             self.function.config.preset(at + offset, 1, self.honest[offset])
-        gate._looks = [self.looking(index, frame.look) for index, frame in enumerate(gate._frames)]
         self.told = LIES[value]
         gate.offered &= ~abi.Feature.POLLED
         if self.told.polled:
@@ -121,14 +124,11 @@ class Liar(Device):
         if value and self.told.after is not None:
             self.told.after(self)
 
-    def looking(self, index: int, look: Callable[..., None]) -> Callable[..., None]:
-        def told(from_watcher: bool = False) -> None:
-            if self.told.answer is not None:
-                self.told.answer(self, index)
-            else:
-                look(from_watcher)
-
-        return told
+    def write_doorbell(self, ring: Write, offset: int, size: int, value: int) -> None:
+        if self.told.answer is not None and offset == 0 and value < self.frames:
+            self.told.answer(self, value)
+        else:
+            ring(offset, size, value)
 
     def read_doorbell(self, offset: int, size: int) -> int:
         if self.told.read is not None:
