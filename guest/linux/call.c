@@ -15,8 +15,8 @@
 #define CALLGATE_LOOKUPS	8
 /* Looks at a directory that does not say yet what the answer REVOKED said. */
 #define CALLGATE_REVOKED_TRIES	100
-/* Looks at a frame between two looks at the clock. */
-#define CALLGATE_LOOKS		32
+/* Looks at a frame between two looks at the clock, which may be a device of the hypervisor's. */
+#define CALLGATE_LOOKS		128
 /* A nap between two looks at a frame; the longest where an interrupt ends it. In microseconds. */
 #define CALLGATE_SHORTEST_NAP	20
 #define CALLGATE_LONGEST_NAP	10000
@@ -193,9 +193,8 @@ static int callgate_look_up_if_changed(struct callgate_call *call, enum callgate
 /* --- a call on its way ------------------------------------------------------------------------ */
 
 /* How many microseconds the trip may still take; 0 or less: its time is used up. */
-s64 callgate_time_left(struct callgate_trip *trip)
+s64 callgate_time_left(struct callgate_trip *trip, ktime_t now)
 {
-	const ktime_t now = ktime_get();
 	u64 us = trip->msg->timeout_us;
 
 	if (!trip->deadline) {
@@ -388,8 +387,7 @@ static int callgate_await(struct callgate_trip *trip)
 	const bool told = callgate_is_told(trip);
 	const s64 spin_us = told ? 0 : READ_ONCE(gate->spin_us);
 	unsigned int looks = 0;
-	ktime_t began = 0;
-	ktime_t asked = 0;
+	ktime_t now, began = 0, asked = 0;
 	bool slept = false;
 	s64 passed, left;
 	int err;
@@ -416,7 +414,8 @@ static int callgate_await(struct callgate_trip *trip)
 		err = callgate_why_not(gate);
 		if (err)
 			return err;
-		left = callgate_time_left(trip);
+		now = ktime_get();
+		left = callgate_time_left(trip, now);
 		if (left <= 0) {
 			callgate_count(gate, CALLGATE_COUNT_TIMEOUTS);
 			callgate_complain(gate, CALLGATE_NO_ANSWER,
@@ -425,15 +424,15 @@ static int callgate_await(struct callgate_trip *trip)
 			return -ETIMEDOUT;
 		}
 		if (!began) {
-			began = ktime_get();
-			asked = began;
+			began = now;
+			asked = now;
 		}
-		passed = ktime_us_delta(ktime_get(), began);
+		passed = ktime_us_delta(now, began);
 		/* The answer also shows that the doorbell, which may be posted, has arrived. */
-		if (ktime_us_delta(ktime_get(), asked) > CALLGATE_ASK) {
+		if (ktime_us_delta(now, asked) > CALLGATE_ASK) {
 			if (callgate_gone(gate))
 				return -ENODEV;
-			asked = ktime_get();
+			asked = now;
 		}
 		if (trip->patience == CALLGATE_SPIN || (passed < spin_us && !need_resched()))
 			continue;

@@ -162,7 +162,7 @@ static int callgate_wait_for_frame(struct callgate_trip *trip)
 		why = callgate_why_not(gate);
 		if (!why && signal_pending_state(mode, current))
 			why = -EINTR;
-		if (!why && callgate_time_left(trip) <= 0)
+		if (!why && callgate_time_left(trip, ktime_get()) <= 0)
 			why = -ETIMEDOUT;
 		if (why) {
 			index = why;

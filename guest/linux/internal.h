@@ -472,7 +472,7 @@ int callgate_begin_post(struct callgate_trip *trip);
 int callgate_run(struct callgate_trip *trip);
 int callgate_read_answer(struct callgate *gate, const struct callgate_frame *frame,
 			 struct callgate_msg *msg);
-s64 callgate_time_left(struct callgate_trip *trip);
+s64 callgate_time_left(struct callgate_trip *trip, ktime_t now);
 int callgate_check_msg(const struct callgate_call *call, const struct callgate_msg *msg);
 
 /* chardev.c */

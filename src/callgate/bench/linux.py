@@ -25,6 +25,8 @@ MODULE_TARGET = 1.5
 """What a driver's call may take, to the same call of a program that has the frames mapped."""
 SHARE_TARGET = 0.8
 """What drivers on all processors get of the calls that the device answers, at the least."""
+LONG = 50_000
+"""How many calls each processor makes when all do, as the module's `BENCH_LONG`."""
 SHARES = 5
 """How often all processors call, with drivers and without, in turns."""
 SCRIPT = """
@@ -35,7 +37,7 @@ at=/sys/kernel/debug/callgate_bench
 cat $at/call && ./chardev /dev/callgate0 {calls} || exit
 for round in $(seq {shares}); do
     cat $at/cpus || exit
-    rmmod callgate_bench && ./bench cpus {calls} && insmod ./callgate_bench.ko || exit
+    rmmod callgate_bench && ./bench cpus {long} && insmod ./callgate_bench.ko || exit
 done
 """
 
@@ -50,7 +52,7 @@ def linux_checks(modules: Path, calls: int) -> list[Check]:
     with Guest(
         Bench(),
         arch="x86_64",
-        program=SCRIPT.format(calls=min(calls, 5000), shares=SHARES),
+        program=SCRIPT.format(calls=min(calls, 5000), long=LONG, shares=SHARES),
         files=files,
         cpus=CPUS,
         extra=["-device", f"edu,addr={SLOTS:#x}"],
