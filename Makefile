@@ -94,7 +94,8 @@ clean: ## Remove what was built
 	find src tests examples guest tools -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean ## Remove the virtual environment too
-	rm -rf .venv src/callgate.egg-info src/callgate/gate/*.so
+	rm -rf .venv src/callgate.egg-info
+	find src -name "*.so" -delete
 
 # The steps that the targets above share.
 

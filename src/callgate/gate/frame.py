@@ -11,18 +11,17 @@ step by step. Both ways lead through `Slot.run`.
 
     WAYS            either of these two
       QUICK         the usual frame's way compiled (_frame.c), `Slot.run` included
-      PLAIN         the same in Python: where that was not built, or CALLGATE_PURE is set
+      PLAIN         the same in Python (see callgate.compiled)
         Judge       what both do with all other frames
 """
 
 from __future__ import annotations
 
-import os
 import struct
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
+from callgate.compiled import PURE, compiled
 from callgate.gate.abi import FRAME, MAX_VALUES, FrameFlag, FrameState, Status
 from callgate.gate.fence import WEAK, fence
 
@@ -233,16 +232,13 @@ class Ways(NamedTuple):
 PLAIN = Ways(PlainFrame, plain_bell)
 
 
-def quick() -> Ways | None:
-    """The compiled ways; None where they were not built, or where there is no GIL."""
-    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+def _quick() -> Ways | None:
+    module = compiled("callgate.gate._frame")
+    if module is None:
         return None
-    try:
-        from callgate.gate import _frame
-    except ImportError:
-        return None
+    base: Any = module.Frame
 
-    class QuickFrame(Judge, _frame.Frame):
+    class QuickFrame(Judge, base):  # type: ignore[misc]
         """See `PlainFrame`."""
 
         __slots__ = ()
@@ -253,8 +249,8 @@ def quick() -> Ways | None:
             frame, payload = ram[: FRAME.size], ram[FRAME.size :]
             super().__init__(gate, calls, frame.cast("I"), frame.cast("Q"), payload, slot)
 
-    return Ways(cast("type[PlainFrame]", QuickFrame), cast("Any", _frame.Bell))
+    return Ways(cast("type[PlainFrame]", QuickFrame), module.Bell)
 
 
-QUICK = quick()
-WAYS = PLAIN if QUICK is None or os.environ.get("CALLGATE_PURE") else QUICK
+QUICK = _quick()
+WAYS = PLAIN if QUICK is None or PURE else QUICK

@@ -27,7 +27,8 @@ _Uc: Any = _binding.Uc
 _library: Any = _binding.uclib
 
 Callback: TypeAlias = Any
-"""A ctypes function object, to be kept alive as long as the library may call it."""
+"""A ctypes function object, or one of _tap.c's, to be kept alive as long as the library may call
+it."""
 
 # The callbacks of unicorn.h. Each first takes the engine's handle, and last the user's pointer, and
 # some take more that nobody here looks at. Those are declared as truth values, since True and False
@@ -154,7 +155,7 @@ class Engine:
         begin: int = 1,
         end: int = 0,
         *extra: int,
-        pointer: int | None = None,
+        pointer: int | c_void_p | None = None,
     ) -> int:
         """Call `callback` for each event of the kind, between two addresses unless begin > end.
 
@@ -162,11 +163,14 @@ class Engine:
         takes.
         """
         handle = ctypes.c_size_t()
+        function = callback
+        if hasattr(callback, "function"):  # A compiled one.
+            function, pointer = c_void_p(callback.function), c_void_p(callback.pointer)
         status = _library.uc_hook_add(
             self.handle,
             ctypes.byref(handle),
             kind,
-            callback,
+            function,
             pointer,
             c_uint64(begin),
             c_uint64(end),

@@ -37,6 +37,7 @@ from callgate.backends.unicorn.engine import (
     Engine,
 )
 from callgate.backends.unicorn.processor import Traps
+from callgate.backends.unicorn.taps import on_write
 from callgate.gate.abi import PAGE
 from callgate.pci.bar import ones
 from callgate.pci.bus import Mapping
@@ -170,7 +171,7 @@ class AddressSpace:
                 return 0
 
         @ON_MMIO_WRITE
-        def on_write(_: bool, offset: int, size: int, value: int, __: bool) -> None:
+        def on_configure(_: bool, offset: int, size: int, value: int, __: bool) -> None:
             try:
                 self.safe = True
                 write(base + offset, size, value)
@@ -179,7 +180,7 @@ class AddressSpace:
             finally:
                 self.safe = False
 
-        self._engine.map_mmio(base, place.size, on_read, on_write)
+        self._engine.map_mmio(base, place.size, on_read, on_configure)
 
     # --- trapped windows -------------------------------------------------------------------------
 
@@ -209,8 +210,7 @@ class AddressSpace:
         place: range,
     ) -> tuple[int, int]:
         """Let `read` and `write` answer at `place`, by their offsets from `base`."""
-        left, dropped, fail = self._left, self._dropped, self._fail
-        read_any, write_any = self._system.mem_read, self._write_any
+        left, fail, read_any = self._left, self._fail, self._system.mem_read
 
         @ON_ACCESS
         def on_read(_: bool, __: bool, address: int, size: int, ___: int, ____: bool) -> bool:
@@ -225,21 +225,15 @@ class AddressSpace:
                 fail(error)
             return True
 
-        @ON_ACCESS
-        def on_write(_: bool, __: bool, address: int, size: int, value: int, ___: bool) -> bool:
-            try:
-                if dropped or address & size - 1:
-                    write_any(address, size, value)
-                else:
-                    write(address - base, size, value)
-            except BaseException as error:
-                fail(error)
-            return True
-
         begin, end = (place.start, place.stop - 1) if place else (1, 0)
         return (
             self._engine.hook(uc.UC_HOOK_MEM_READ_PROT, on_read, begin, end),
-            self._engine.hook(uc.UC_HOOK_MEM_WRITE_PROT, on_write, begin, end),
+            self._engine.hook(
+                uc.UC_HOOK_MEM_WRITE_PROT,
+                on_write(write, base, self._write_any, self._dropped, fail),
+                begin,
+                end,
+            ),
         )
 
     def _untrap(self, hooks: tuple[int, int]) -> None:

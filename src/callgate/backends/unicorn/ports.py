@@ -7,9 +7,10 @@ from unicorn import unicorn_const as uc
 from unicorn.x86_const import UC_X86_INS_IN, UC_X86_INS_OUT
 
 from callgate.backends.system import System
-from callgate.backends.unicorn.engine import ON_IN, ON_OUT, Engine
+from callgate.backends.unicorn.engine import ON_IN, Engine
 from callgate.backends.unicorn.memory import AddressSpace
 from callgate.backends.unicorn.processor import Traps
+from callgate.backends.unicorn.taps import on_out
 from callgate.pci.bar import Read, Write, ones
 from callgate.pci.bus import CONFIG_PORTS
 
@@ -27,8 +28,7 @@ class Ports:
         self._reads: dict[int, tuple[Read, int]] = {}
         self._writes: dict[int, tuple[Write, int]] = {}
         self.follow()
-        read_any, write_any, fail = system.io_read, system.io_write, traps.fail
-        find_read, find_write = self._reads.get, self._writes.get
+        read_any, fail, find_read = system.io_read, traps.fail, self._reads.get
 
         @ON_IN
         def on_in(_: bool, port: int, size: int, __: bool) -> int:
@@ -42,20 +42,9 @@ class Ports:
                 fail(error)
                 return ones(size)
 
-        @ON_OUT
-        def on_out(_: bool, port: int, size: int, value: int, __: bool) -> None:
-            try:
-                found = find_write(port << 3 | size)
-                if found is None:
-                    write_any(port, size, value)
-                else:
-                    write, offset = found
-                    write(offset, size, value)
-            except BaseException as error:
-                fail(error)
-
         engine.hook(uc.UC_HOOK_INSN, on_in, 1, 0, UC_X86_INS_IN)
-        engine.hook(uc.UC_HOOK_INSN, on_out, 1, 0, UC_X86_INS_OUT)
+        out = on_out(self._writes, system.io_write, traps.fail)
+        engine.hook(uc.UC_HOOK_INSN, out, 1, 0, UC_X86_INS_OUT)
 
     def follow(self) -> None:
         """Make the look-up what the system's mappings are now."""
