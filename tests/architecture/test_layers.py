@@ -25,6 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             "call",
+            "compiled",
             "counter",
             "deadline",
             "declaration",

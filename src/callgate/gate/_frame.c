@@ -29,8 +29,9 @@ enum { FREE, READY, RUNNING, DONE };
 typedef struct {
 	PyObject_HEAD
 	PyObject *gate, *calls, *slot, *words, *quads, *payload, *woken;
-	Py_buffer memory;
-	char taken; /* somebody answers it */
+	Py_buffer memory; /* all of what `quads` is a view of: it stays where it is */
+	uint64_t *at;     /* NULL when it was dropped */
+	char taken;       /* somebody answers it */
 } Frame;
 
 typedef struct {
@@ -40,7 +41,10 @@ typedef struct {
 	vectorcallfunc call;
 } Bell;
 
-/* The attributes in __slots__ that a call touches. */
+/* The classes of vectors.py and target.py, and their attributes in __slots__ that a call touches. */
+static struct {
+	PyTypeObject *binding, *target, *slot, *table;
+} types;
 static struct slots {
 	Py_ssize_t binding_target, binding_quota, binding_refusal, binding_calls;
 	Py_ssize_t target_usual, target_done, target_lock, target_frame_stub;
@@ -65,12 +69,12 @@ static void set(PyObject *object, Py_ssize_t offset, PyObject *value)
 
 static uint64_t *quads(Frame *self)
 {
-	return self->memory.buf;
+	return self->at;
 }
 
 static uint32_t *words(Frame *self)
 {
-	return self->memory.buf;
+	return (uint32_t *)self->at;
 }
 
 /* --- one call ----------------------------------------------------------------------------------- */
@@ -195,7 +199,7 @@ static int claim(Frame *self, uint64_t *head, PyObject **binding)
 	PyObject *key;
 
 	for (;;) {
-		if (self->taken || !self->memory.buf)
+		if (self->taken || !self->at)
 			return 0;
 		self->taken = 1;
 		/* State and vector in one load: they were stored in one, or the vector before. */
@@ -209,6 +213,8 @@ static int claim(Frame *self, uint64_t *head, PyObject **binding)
 	}
 	key = PyLong_FromUnsignedLongLong(*head);
 	*binding = key ? PyDict_GetItemWithError(self->calls, key) : NULL;
+	if (*binding && !PyObject_TypeCheck(*binding, types.binding))
+		*binding = NULL;
 	Py_XINCREF(*binding);
 	Py_XDECREF(key);
 	return 1;
@@ -233,7 +239,7 @@ static PyObject *frame_look(Frame *self, PyObject *const *arguments, Py_ssize_t 
 	target = binding ? get(binding, at.binding_target) : NULL;
 	if (PyErr_Occurred()) {
 		answer = FAULTED;
-	} else if (target && get(binding, at.binding_quota) == Py_None &&
+	} else if (target && PyObject_TypeCheck(target, types.target) && get(binding, at.binding_quota) == Py_None &&
 		   PyLong_AsLongLong(get(target, at.target_usual)) == flags) {
 		answer = answer_usual(self, binding, target, flags);
 	} else {
@@ -271,7 +277,7 @@ static PyObject *frame_watch(Frame *self, PyObject *number)
 
 	if (looks == -1 && PyErr_Occurred())
 		return NULL;
-	for (; looks > 0 && self->memory.buf; looks--) {
+	for (; looks > 0 && self->at; looks--) {
 		if (__atomic_load_n(words(self), __ATOMIC_RELAXED) == READY) {
 			PyObject *done = PyObject_VectorcallMethod(look, arguments, 2, NULL);
 
@@ -290,7 +296,7 @@ PyDoc_STRVAR(frame_clear_doc, "Make it FREE, unless it is being answered. All el
 static PyObject *frame_clear(Frame *self, PyObject *unused)
 {
 	(void)unused;
-	if (!self->taken && self->memory.buf)
+	if (!self->taken && self->at)
 		__atomic_store_n(words(self), FREE, __ATOMIC_RELEASE);
 	Py_RETURN_NONE;
 }
@@ -408,21 +414,26 @@ static PyType_Spec bell_spec = {
 static int frame_init(Frame *self, PyObject *arguments, PyObject *keywords)
 {
 	PyObject *gate, *calls, *words, *quads, *payload, *slot;
+	const Py_buffer *view;
 
 	if (keywords && PyDict_GET_SIZE(keywords)) {
 		PyErr_SetString(PyExc_TypeError, "a frame's arguments must have no names");
 		return -1;
 	}
-	if (self->memory.buf ||
-	    !PyArg_ParseTuple(arguments, "OO!OOOO", &gate, &PyDict_Type, &calls, &words, &quads,
-			      &payload, &slot))
+	if (self->at ||
+	    !PyArg_ParseTuple(arguments, "OO!OO!OO!", &gate, &PyDict_Type, &calls, &words,
+			      &PyMemoryView_Type, &quads, &payload, types.slot, &slot))
 		return -1;
-	if (PyObject_GetBuffer(quads, &self->memory, PyBUF_WRITABLE))
-		return -1;
-	if (self->memory.len != FRAME_SIZE || (uintptr_t)self->memory.buf % 8) {
+	view = PyMemoryView_GET_BUFFER(quads);
+	if (!PyMemoryView_GET_BASE(quads) || view->readonly || view->len != FRAME_SIZE || (uintptr_t)view->buf % sizeof(uint64_t) ||
+	    !PyBuffer_IsContiguous(view, 'C')) {
 		PyErr_SetString(PyExc_ValueError, "a frame must be 128 aligned bytes");
 		return -1;
 	}
+	/* Not the view itself: one that is looked at cannot be collected. */
+	if (PyObject_GetBuffer(PyMemoryView_GET_BASE(quads), &self->memory, PyBUF_WRITABLE))
+		return -1;
+	self->at = view->buf;
 	self->gate = Py_NewRef(gate);
 	self->calls = Py_NewRef(calls);
 	self->words = Py_NewRef(words);
@@ -449,7 +460,7 @@ static int frame_traverse(Frame *self, visitproc visit, void *arg)
 
 static int frame_drop(Frame *self)
 {
-	self->memory.buf = NULL;
+	self->at = NULL;
 	PyBuffer_Release(&self->memory);
 	Py_CLEAR(self->gate);
 	Py_CLEAR(self->calls);
@@ -510,60 +521,81 @@ static PyType_Spec frame_spec = {
 
 /* --- the module --------------------------------------------------------------------------------- */
 
-/* Where an attribute in __slots__ lies; 0 with an exception. */
-static Py_ssize_t find_slot(PyObject *module, const char *class, const char *name)
+/* A class of a module; NULL with an exception. */
+static PyTypeObject *find_class(PyObject *module, const char *name)
 {
-	PyObject *type = PyObject_GetAttrString(module, class), *descriptor;
+	PyObject *found = module ? PyObject_GetAttrString(module, name) : NULL;
+
+	if (found && !PyType_Check(found)) {
+		PyErr_Format(PyExc_TypeError, "%s must be a class", name);
+		Py_CLEAR(found);
+	}
+	return (PyTypeObject *)found;
+}
+
+/* Where an attribute in __slots__ lies; 0 with an exception. */
+static Py_ssize_t find_slot(PyTypeObject *type, const char *name)
+{
+	PyObject *descriptor = PyObject_GetAttrString((PyObject *)type, name);
 	Py_ssize_t offset = 0;
 
-	descriptor = type ? PyObject_GetAttrString(type, name) : NULL;
 	if (descriptor && Py_IS_TYPE(descriptor, &PyMemberDescr_Type))
 		offset = ((PyMemberDescrObject *)descriptor)->d_member->offset;
 	else if (descriptor)
-		PyErr_Format(PyExc_TypeError, "%s.%s must lie in __slots__", class, name);
+		PyErr_Format(PyExc_TypeError, "%s.%s must lie in __slots__", type->tp_name, name);
 	Py_XDECREF(descriptor);
-	Py_XDECREF(type);
 	return offset;
 }
 
-static int find_slots(void)
+static int find_classes(void)
 {
 	PyObject *vectors = PyImport_ImportModule("callgate.gate.vectors");
-	PyObject *target = PyImport_ImportModule("callgate.gate.target");
-	PyObject *call = PyImport_ImportModule("callgate.call");
-	const struct {
-		PyObject *module;
-		const char *class, *name;
-		Py_ssize_t *offset;
-	} wanted[] = {
-		{ vectors, "Binding", "target", &at.binding_target },
-		{ vectors, "Binding", "quota", &at.binding_quota },
-		{ vectors, "Binding", "refusal", &at.binding_refusal },
-		{ vectors, "Binding", "calls", &at.binding_calls },
-		{ vectors, "Slot", "binding", &at.slot_binding },
-		{ vectors, "Slot", "thread", &at.slot_thread },
-		{ vectors, "Slot", "table", &at.slot_table },
-		{ vectors, "VectorTable", "drains", &at.table_drains },
-		{ target, "Target", "usual", &at.target_usual },
-		{ target, "Target", "done", &at.target_done },
-		{ target, "Target", "lock", &at.target_lock },
-		{ target, "Target", "frame_stub", &at.target_frame_stub },
-	};
-	int found = vectors && target && call;
-	size_t i;
+	PyObject *target = vectors ? PyImport_ImportModule("callgate.gate.target") : NULL;
+	PyObject *call = target ? PyImport_ImportModule("callgate.call") : NULL;
+	int found = 0;
 
-	for (i = 0; found && i < sizeof(wanted) / sizeof(wanted[0]); i++) {
-		*wanted[i].offset = find_slot(wanted[i].module, wanted[i].class, wanted[i].name);
-		found = *wanted[i].offset > 0;
-	}
-	if (found) {
-		Py_XSETREF(call_refused, PyObject_GetAttrString(call, "CallRefused"));
-		found = call_refused != NULL;
+	if (call) {
+		Py_XSETREF(types.binding, find_class(vectors, "Binding"));
+		Py_XSETREF(types.slot, find_class(vectors, "Slot"));
+		Py_XSETREF(types.table, find_class(vectors, "VectorTable"));
+		Py_XSETREF(types.target, find_class(target, "Target"));
+		Py_XSETREF(call_refused, (PyObject *)find_class(call, "CallRefused"));
+		found = types.binding && types.slot && types.table && types.target && call_refused;
 	}
 	Py_XDECREF(vectors);
 	Py_XDECREF(target);
 	Py_XDECREF(call);
 	return found ? 0 : -1;
+}
+
+static int find_slots(void)
+{
+	const struct {
+		PyTypeObject *type;
+		const char *name;
+		Py_ssize_t *offset;
+	} wanted[] = {
+		{ types.binding, "target", &at.binding_target },
+		{ types.binding, "quota", &at.binding_quota },
+		{ types.binding, "refusal", &at.binding_refusal },
+		{ types.binding, "calls", &at.binding_calls },
+		{ types.slot, "binding", &at.slot_binding },
+		{ types.slot, "thread", &at.slot_thread },
+		{ types.slot, "table", &at.slot_table },
+		{ types.table, "drains", &at.table_drains },
+		{ types.target, "usual", &at.target_usual },
+		{ types.target, "done", &at.target_done },
+		{ types.target, "lock", &at.target_lock },
+		{ types.target, "frame_stub", &at.target_frame_stub },
+	};
+	size_t i;
+
+	for (i = 0; i < sizeof(wanted) / sizeof(wanted[0]); i++) {
+		*wanted[i].offset = find_slot(wanted[i].type, wanted[i].name);
+		if (*wanted[i].offset <= 0)
+			return -1;
+	}
+	return 0;
 }
 
 static int find_names(void)
@@ -591,7 +623,7 @@ static int execute(PyObject *module)
 	PyObject *bell;
 	int status;
 
-	if (find_names() || find_slots())
+	if (find_names() || find_classes() || find_slots())
 		return -1;
 	Py_XSETREF(frame_type, (PyTypeObject *)PyType_FromSpec(&frame_spec));
 	if (!frame_type || PyModule_AddObjectRef(module, "Frame", (PyObject *)frame_type))
