@@ -2,7 +2,8 @@
 # Every target sets up what it needs first; a second run finds it done. `make help` lists them.
 
 PYTHON ?= python3
-WORKERS ?= auto
+# Half as many again as processors: some tests only wait.
+WORKERS ?= $(shell expr $$(nproc) + $$(nproc) / 2)
 EXAMPLES ?= 100000
 SWITCHES ?= 2000000
 ECHOED ?= 1048576

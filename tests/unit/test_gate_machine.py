@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from hypothesis import assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -29,6 +30,8 @@ from callgate.gate.abi import (
 )
 from callgate.gate.gate import Gate, Offer, Router
 from callgate.gate.vectors import VectorTable
+
+pytestmark = pytest.mark.uncovered
 
 INDEX_BITS, TAG_BITS = 4, 2
 INDICES = (1 << INDEX_BITS) - 1

@@ -28,7 +28,7 @@ from callgate.gate.abi import FRAME, FrameState, Status
 from callgate.gate.gate import Gate, Offer, Router
 from callgate.gate.vectors import Binding, VectorTable
 
-pytestmark = pytest.mark.usefixtures("each_way")
+pytestmark = [pytest.mark.usefixtures("each_way"), pytest.mark.uncovered]
 
 SECONDS = 0.5
 TURNS = 10

@@ -23,7 +23,7 @@ from callgate.gate.abi import FRAME, Feature, FrameFlag, FrameState, Status
 from callgate.gate.gate import Gate, Offer, Router
 from callgate.gate.vectors import Binding, Slot, VectorTable
 
-pytestmark = pytest.mark.usefixtures("each_way")
+pytestmark = [pytest.mark.usefixtures("each_way"), pytest.mark.uncovered]
 
 INTERRUPTIONS = 2
 

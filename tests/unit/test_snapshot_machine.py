@@ -23,6 +23,8 @@ from callgate.gate import snapshot
 from callgate.gate.abi import Status
 from callgate.gate.vectors import Binding, VectorTable
 
+pytestmark = pytest.mark.uncovered
+
 INDEX_BITS, TAG_BITS = 3, 2
 INDICES = (1 << INDEX_BITS) - 1
 ALL = range(1 << TAG_BITS, 1 << INDEX_BITS + TAG_BITS)

@@ -213,6 +213,7 @@ def test_exhaustion_leaves_the_live_ones_alone_and_ends_with_a_free_index() -> N
     assert bind(table).vector >> 4 == bindings[1].vector >> 4
 
 
+@pytest.mark.uncovered
 def test_memory_is_by_index_and_not_by_vector() -> None:
     table = VectorTable(seed=1)
     table.revoke(bind(table))
