@@ -10,6 +10,11 @@ ECHOED ?= 1048576
 CONNECTIONS ?= 10000
 GUESTS ?= x86_64 aarch64 riscv64
 
+# Python writes down what it compiled, here, whatever the environment says: tests start it some
+# hundred times.
+export PYTHONPYCACHEPREFIX := $(CURDIR)/build/pycache
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := .venv/bin
 PY := $(BIN)/python
 
