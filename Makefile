@@ -20,7 +20,7 @@ PY := $(BIN)/python
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-qemu test-kvm test-nested qemu headers matrix module check fuzz leaks stress format bench lock clean distclean run-setup dev-setup guests
+.PHONY: help demo test test-pure test-qemu test-kvm test-nested qemu headers matrix module check fuzz leaks stress format bench lock clean distclean run-setup dev-setup guests
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,9 @@ test: dev-setup guests ## Run all tests but those of QEMU and KVM, with branch c
 	@$(PY) -m coverage run -m pytest -n $(WORKERS) --ignore tests/qemu --ignore tests/kvm $(PYTEST)
 	@$(PY) -m coverage combine --quiet
 	@$(PY) -m coverage report
+
+test-pure: dev-setup guests ## Run the tests of processors, and of watching, without the modules in C
+	@CALLGATE_PURE=1 $(PY) -m pytest -n $(WORKERS) tests/guest tests/conformance tests/vfio_user/test_watching.py $(PYTEST)
 
 test-qemu: dev-setup guests qemu headers ## Run the tests in a stock QEMU: Linux, and the conformance suite
 	@$(PY) guest/build.py --linux x86_64
