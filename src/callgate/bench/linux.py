@@ -15,7 +15,7 @@ from statistics import median
 
 from callgate.backends.qemu.guest import Guest
 from callgate.bench.device import Bench
-from callgate.bench.qemu import SLOTS, TIMEOUT, figures_of, find_program
+from callgate.bench.qemu import SLOTS, TIMEOUT, figures_of, find_program, middle
 from callgate.bench.report import Check
 from callgate.errors import BenchError
 
@@ -70,7 +70,7 @@ def checks_of(output: str) -> list[Check]:
     """What the guest's lines say."""
     figures, _ = figures_of(output)
     program, module, chardev, none = (
-        figures[name][0] / 1e3
+        middle(figures, name)
         for name in ("call-watched", "module-call", "chardev-call", "chardev-none")
     )
     drivers, programs = (_middle(output, f"{name}-cpus-{CPUS}") for name in ("module", "frames"))
