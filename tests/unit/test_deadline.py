@@ -404,7 +404,7 @@ def test_the_doorbell_itself_has_none() -> None:
         frame = FRAME.unpack(rig.frame())
         assert (frame["state"], frame["status"]) == (FrameState.DONE, Status.TIMED_OUT)
         rig.gate.ram[base] = FrameState.READY
-    rig.gate.frame(0).clear()  # Nobody has it any more.
+    rig.gate._frames[0].clear()  # Nobody has it any more.
     assert FRAME.unpack(rig.frame())["state"] == FrameState.FREE
 
 

@@ -116,7 +116,7 @@ def test_a_number_is_written_in_one_way() -> None:
     ("ring", "way"),
     [
         (lambda gate: gate.ring(0), "frame 0 by doorbell"),
-        (lambda gate: gate.frame(0).look(True), "frame 0 by polling"),
+        (lambda gate: gate.watch(1), "frame 0 by polling"),
     ],
 )
 def test_which_way_it_came(rig: Rig, ring: Callable[[Gate], object], way: str) -> None:

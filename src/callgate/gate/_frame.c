@@ -52,7 +52,7 @@ static struct slots {
 } at;
 static PyObject *call_refused;
 static PyTypeObject *frame_type;
-static PyObject *acquire, *release, *wake, *look, *judge, *explain, *tell_done;
+static PyObject *acquire, *release, *wake, *judge, *explain, *tell_done;
 
 static PyObject *get(PyObject *object, Py_ssize_t offset)
 {
@@ -267,30 +267,6 @@ static PyObject *frame_look(Frame *self, PyObject *const *arguments, Py_ssize_t 
 	Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(frame_watch_doc, "Look at the state `looks` times, and answer the frame whenever it is READY; whether it was.");
-
-static PyObject *frame_watch(Frame *self, PyObject *number)
-{
-	PyObject *const arguments[] = { (PyObject *)self, Py_True };
-	long looks = PyLong_AsLong(number);
-	int found = 0;
-
-	if (looks == -1 && PyErr_Occurred())
-		return NULL;
-	for (; looks > 0 && self->at; looks--) {
-		if (__atomic_load_n(words(self), __ATOMIC_RELAXED) == READY) {
-			PyObject *done = PyObject_VectorcallMethod(look, arguments, 2, NULL);
-
-			if (!done)
-				return NULL;
-			Py_DECREF(done);
-			found = 1;
-		}
-		relax();
-	}
-	return PyBool_FromLong(found);
-}
-
 PyDoc_STRVAR(frame_clear_doc, "Make it FREE, unless it is being answered. All else stays: who has just seen DONE reads on.");
 
 static PyObject *frame_clear(Frame *self, PyObject *unused)
@@ -409,6 +385,50 @@ static PyType_Spec bell_spec = {
 	.slots = bell_slots,
 };
 
+/* --- watching ----------------------------------------------------------------------------------- */
+
+PyDoc_STRVAR(watch_doc, "watch(frames, rounds): look at all frames so often, and answer those that are READY; whether one was.");
+
+static PyObject *watch(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
+{
+	PyObject *const from_watcher[] = { Py_True };
+	PyObject *frames, *done;
+	Py_ssize_t i;
+	long rounds;
+	int found = 0;
+
+	(void)module;
+	if (count != 2 || !PyTuple_Check(arguments[0])) {
+		PyErr_SetString(PyExc_TypeError, "watch takes a tuple of frames and a number");
+		return NULL;
+	}
+	frames = arguments[0];
+	rounds = PyLong_AsLong(arguments[1]);
+	if (rounds == -1 && PyErr_Occurred())
+		return NULL;
+	for (i = 0; i < PyTuple_GET_SIZE(frames); i++) {
+		if (!PyObject_TypeCheck(PyTuple_GET_ITEM(frames, i), frame_type)) {
+			PyErr_SetString(PyExc_TypeError, "what is watched must be compiled frames");
+			return NULL;
+		}
+	}
+	for (; rounds > 0; rounds--) {
+		for (i = 0; i < PyTuple_GET_SIZE(frames); i++) {
+			Frame *frame = (Frame *)PyTuple_GET_ITEM(frames, i);
+
+			if (!frame->at || __atomic_load_n(words(frame), __ATOMIC_RELAXED) != READY)
+				continue;
+			found = 1;
+			done = frame_look(frame, from_watcher, 1);
+			if (!done)
+				return NULL;
+			Py_DECREF(done);
+		}
+		relax();
+	}
+	return PyBool_FromLong(found);
+}
+
 /* --- frames: the class ---------------------------------------------------------------------------------- */
 
 static int frame_init(Frame *self, PyObject *arguments, PyObject *keywords)
@@ -484,7 +504,6 @@ static void frame_dealloc(Frame *self)
 
 static PyMethodDef frame_methods[] = {
 	{ "look", (PyCFunction)(void (*)(void))frame_look, METH_FASTCALL, frame_look_doc },
-	{ "watch", (PyCFunction)frame_watch, METH_O, frame_watch_doc },
 	{ "clear", (PyCFunction)frame_clear, METH_NOARGS, frame_clear_doc },
 	{ NULL, NULL, 0, NULL },
 };
@@ -605,7 +624,7 @@ static int find_names(void)
 		const char *text;
 	} wanted[] = {
 		{ &acquire, "acquire" }, { &release, "release" }, { &wake, "wake" },
-		{ &look, "look" },	 { &judge, "_judge" },	  { &explain, "_explain" },
+		{ &judge, "_judge" },	  { &explain, "_explain" },
 		{ &tell_done, "tell_done" },
 	};
 	size_t i;
@@ -634,6 +653,11 @@ static int execute(PyObject *module)
 	return status;
 }
 
+static PyMethodDef module_methods[] = {
+	{ "watch", (PyCFunction)(void (*)(void))watch, METH_FASTCALL, watch_doc },
+	{ NULL, NULL, 0, NULL },
+};
+
 static PyModuleDef_Slot module_slots[] = {
 	{ Py_mod_exec, execute },
 	{ 0, NULL },
@@ -643,6 +667,7 @@ static PyModuleDef definition = {
 	PyModuleDef_HEAD_INIT,
 	.m_name = "callgate.gate._frame",
 	.m_doc = "The usual way of a frame, compiled.",
+	.m_methods = module_methods,
 	.m_slots = module_slots,
 };
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 from callgate.compiled import PURE, compiled
@@ -133,15 +134,6 @@ class PlainFrame(Judge):
         self.words[0] = _FREE
         self.free.append(True)
 
-    def watch(self, looks: int) -> bool:
-        """Look at the state so often, and answer the frame whenever it is READY; whether it was."""
-        words, found = self.words, False
-        for _ in range(looks):
-            if words[0] == _READY:
-                found = True
-                self.look(True)
-        return found
-
     def look(self, from_watcher: bool = False) -> None:
         """Answer the frame if it is READY."""
         quads, free = self.quads, self.free
@@ -222,14 +214,43 @@ def plain_bell(frames: Sequence[PlainFrame], otherwise: Doorbell) -> Doorbell:
     return ring
 
 
+class PlainWatch:
+    """Answers what is READY of all frames, and then of the one that was used last, many times: its
+    driver is likely to go on. `states` are the frames' first words."""
+
+    def __init__(self, frames: Sequence[PlainFrame], states: memoryview) -> None:
+        self._frames = frames
+        self._states = states
+        self._latest = frames[0]
+
+    def __call__(self, rounds: int) -> bool:
+        """Look so often; whether there was a call."""
+        found = False
+        states = self._states.tolist()
+        if _READY in states:
+            found = True
+            for frame, state in zip(self._frames, states, strict=True):
+                if state == _READY:
+                    self._latest = frame
+                    frame.look(True)
+        words, look = self._latest.words, self._latest.look
+        for _ in range(1, rounds):
+            if words[0] == _READY:
+                found = True
+                look(True)
+        return found
+
+
 class Ways(NamedTuple):
-    """How frames are answered: the class of a frame, and what makes its doorbell."""
+    """How frames are answered: the class of a frame, what makes the doorbell of all of them, and
+    what makes a watch, which looks at all of them so often as it is told."""
 
     frame: type[PlainFrame]
     bell: Callable[[tuple[PlainFrame, ...], Doorbell], Doorbell]
+    watch: Callable[[tuple[PlainFrame, ...], memoryview], Callable[[int], bool]]
 
 
-PLAIN = Ways(PlainFrame, plain_bell)
+PLAIN = Ways(PlainFrame, plain_bell, PlainWatch)
 
 
 def _quick() -> Ways | None:
@@ -249,7 +270,10 @@ def _quick() -> Ways | None:
             frame, payload = ram[: FRAME.size], ram[FRAME.size :]
             super().__init__(gate, calls, frame.cast("I"), frame.cast("Q"), payload, slot)
 
-    return Ways(cast("type[PlainFrame]", QuickFrame), module.Bell)
+    def watch(frames: tuple[PlainFrame, ...], states: memoryview) -> Callable[[int], bool]:
+        return partial(module.watch, frames)
+
+    return Ways(cast("type[PlainFrame]", QuickFrame), module.Bell, watch)
 
 
 QUICK = _quick()

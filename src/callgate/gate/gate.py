@@ -49,7 +49,7 @@ from callgate.gate.abi import (
     Transport,
     round_up,
 )
-from callgate.gate.frame import PlainFrame, head, plain_bell
+from callgate.gate.frame import PlainFrame, head
 from callgate.gate.target import Doorbell, Target
 from callgate.gate.tracing import TracedFrame, TracedTarget, by, refused_event, remember
 from callgate.gate.vectors import Binding, Slot, VectorTable
@@ -129,17 +129,21 @@ class Gate:
         self.pages = pages
         self.ram = memoryview(pages)
         self._words = self.ram.cast("I")
-        kind, bell = ways.WAYS if trace is None else (TracedFrame, plain_bell)
+        kind, bell, watch = ways.WAYS if trace is None else ways.PLAIN._replace(frame=TracedFrame)
         self._frames = [
             kind(self, self._ready, self.ram[base : base + self.frame_size], table.slot())
             for base in self._bases
         ]
         self.frame_of = {frame.slot: index for index, frame in enumerate(self._frames)}
         """The frame's index by where its call in flight is written down."""
-        self.mmio_write = bell(tuple(self._frames), self._doorbell_write)
+        frames, step = tuple(self._frames), self.frame_size // 4
+        states = self._words[self.frames_offset // 4 :][: step * len(frames) : step]
+        self.mmio_write = bell(frames, self._doorbell_write)
         """A guest's write in the doorbell page: (offset, size, value)."""
-        self.pio_write = bell(tuple(self._frames), self._port_write)
+        self.pio_write = bell(frames, self._port_write)
         """A guest's write in the I/O BAR: (offset, size, value)."""
+        self.watch = watch(frames, states)
+        """Look at all frames so often, and answer what is READY; whether something was."""
         self._notify_slots: list[Slot] = []
         self._generation = 0
         self._watching = False
@@ -519,10 +523,6 @@ class Gate:
             slot = self.table.slot()
         target.execute(slot, binding, (), None)
         self._notify_slots.append(slot)
-
-    def frame(self, index: int) -> PlainFrame:
-        """One frame, which must be there, for who looks at it often."""
-        return self._frames[index]
 
     def ring(self, index: int, from_watcher: bool = False) -> bool:
         """Look at a frame and answer it if it is READY. False when there is no such frame."""

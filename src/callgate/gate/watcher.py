@@ -20,7 +20,6 @@ import threading
 import time
 
 from callgate.device import PATIENCE
-from callgate.gate.abi import FrameState
 from callgate.gate.fence import fence
 from callgate.gate.gate import Gate
 from callgate.threads import join
@@ -28,9 +27,8 @@ from callgate.threads import join
 LINGER = 0.005
 _SETTLE = 0.001
 """Seconds after which a store that another thread made can be seen, barrier or not."""
-_READY = int(FrameState.READY)
 _IDLE_LOOKS = 4
-_LOOKS_AT_LATEST = 64
+_ROUNDS = 64
 
 
 class Watcher:
@@ -48,9 +46,6 @@ class Watcher:
         """Seconds until the look for drivers without a barrier; 0, and there is none."""
         self._wake = threading.Event()
         self._closed = False
-        begin, step = gate.frames_offset // 4, gate.frame_size // 4
-        self._states = gate.ram.cast("I")[begin : begin + gate.frame_count * step : step]
-        self._latest = gate.frame(0)
         gate.watched_by(self._wake.set)
         self._thread = threading.Thread(
             target=self._run, name=f"callgate watcher of {gate.device}", daemon=True
@@ -82,10 +77,10 @@ class Watcher:
             self._watch()
             self.gate.say_watching(False)
             fence()
-            self._look()
+            self._look_last()
             if self.settle:
                 time.sleep(self.settle)
-                self._look()
+                self._look_last()
 
     def _watch(self) -> None:
         last = time.monotonic()
@@ -95,7 +90,7 @@ class Watcher:
             if self._wake.is_set():  # Perhaps by a driver that accepted `polled` just now.
                 self._wake.clear()
                 self._announce()
-            if self._look() | self._look_at_latest():
+            if self._look(_ROUNDS):
                 last = time.monotonic()
                 idle = 0
                 continue
@@ -105,27 +100,22 @@ class Watcher:
                     return
                 time.sleep(0)  # Hand the interpreter to whoever else runs a model.
 
-    def _look(self) -> bool:
-        """Answer every frame that is READY; whether there was one."""
-        words = self._states.tolist()
-        if _READY not in words:
-            return False
-        for index, state in enumerate(words):
-            if state == _READY:
-                self._latest = self.gate.frame(index)
-                try:
-                    self._latest.look(True)
-                except BaseException as error:
-                    self._report(error)
-        return True
-
-    def _look_at_latest(self) -> bool:
-        """The same for the frame that was used last, many times: its driver is likely to go on."""
+    def _look(self, rounds: int) -> bool:
+        """Look so often; whether there was a call."""
         try:
-            return self._latest.watch(_LOOKS_AT_LATEST)
+            return self.gate.watch(rounds)
         except BaseException as error:
             self._report(error)
             return True
+
+    def _look_last(self) -> None:
+        """Answer every frame that is READY now."""
+        for _ in range(self.gate.frame_count):  # A call that raises cuts a look short.
+            try:
+                self.gate.watch(1)
+                return
+            except BaseException as error:
+                self._report(error)
 
     def _report(self, error: BaseException) -> None:
         # `sys.exit` in a handler, say: it must not end the thread on which drivers count.
