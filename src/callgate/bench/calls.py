@@ -125,12 +125,17 @@ def ways(architectures: Sequence[str]) -> Iterator[Way]:
 
 
 def find_program(arch: str) -> Program:
+    """The bench's guest, read. Raises BenchError."""
+    return read_program(find_guest(arch), arch)
+
+
+def find_guest(arch: str) -> Path:
     """The bench's guest, from build/guest here or above. Raises BenchError."""
     here = Path.cwd()
     for above in (here, *here.parents):
         path = above / "build" / "guest" / arch / "bench.elf"
         if path.is_file():
-            return read_program(path, arch)
+            return path
     raise BenchError(
         f"build/guest/{arch}/bench.elf must be there: build it with `python guest/build.py bench`"
     )

@@ -40,6 +40,7 @@ from callgate.bench.calls import (
     Way,
     cores_apart,
     each_of,
+    find_guest,
     find_program,
     gaps_of,
     marks_of,
@@ -182,7 +183,7 @@ def _machine(way: Way, device: Bench, **options: float) -> Machine:
         on="kvm",
         arch=way.arch,
         platform=way.platform.name,
-        guest=find_program(way.arch).path,
+        guest=find_guest(way.arch),
         ram=RAM,
         timeout=TIMEOUT,
         **options,  # type: ignore[arg-type]

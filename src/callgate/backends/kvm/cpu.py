@@ -11,6 +11,8 @@ Segments are what both PVH and Linux' 64-bit boot protocol ask for: code at sele
 from __future__ import annotations
 
 import struct
+from array import array
+from functools import cache
 
 from callgate.backends.platform import Platform
 from callgate.gate.abi import PAGE
@@ -55,18 +57,19 @@ _MISC_ENABLE, _FAST_STRINGS = 0x1A0, 1
 _MTRR_DEF_TYPE, _MTRR_ON_WRITE_BACK = 0x2FF, 1 << 11 | 6
 
 
+@cache
 def tables() -> bytes:
     """What lies at TABLES: page map, pointers, directories of 2 MiB pages, then the GDT.
 
     Accessed and dirty bits are set, so that the processor has nothing to write there.
     """
     flags = _PRESENT | _WRITABLE | _ACCESSED
-    pages = [(TABLES + PAGE) | flags]
-    pages += [0] * 511
-    pages += [(TABLES + (2 + number) * PAGE) | flags for number in range(_DIRECTORIES)]
-    pages += [0] * (512 - _DIRECTORIES)
-    pages += [number << 21 | flags | _DIRTY | _LARGE for number in range(512 * _DIRECTORIES)]
-    return struct.pack(f"<{len(pages)}Q", *pages) + _GDT.ljust(PAGE, b"\0")
+    first = flags | _DIRTY | _LARGE
+    directories = range(TABLES + 2 * PAGE + flags, TABLES + (2 + _DIRECTORIES) * PAGE, PAGE)
+    pages = array("Q", [(TABLES + PAGE) | flags, *[0] * 511])
+    pages.extend([*directories, *[0] * (512 - _DIRECTORIES)])
+    pages.extend(range(first, first + (512 * _DIRECTORIES << 21), 1 << 21))
+    return pages.tobytes() + _GDT.ljust(PAGE, b"\0")
 
 
 def enter(vcpu: int, bits: int, rip: int, rsi: int = 0) -> None:
