@@ -76,7 +76,7 @@ _DENIED = 0xFFFF_FFFF
 """What a hypercall from user mode gives: -1, as KVM's -EPERM."""
 _IF = 1 << 9
 _KVM_CALLS = 64
-"""Numbers below are KVM's own calls, which its guests try out."""
+"""Numbers from 1 to below this are KVM's own calls, which its guests try out."""
 _KVM_ENOSYS = (1 << 64) - 1000
 _RESULTS_64 = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 _RESULTS_32 = ("rbx", "rcx", "rdx", "rsi", "rdi", "rbp")
@@ -314,7 +314,7 @@ class Vcpu:
                 status, results = call(slot, quads[number] & _LOW, halves)
                 results = tuple(half for value in results for half in (value & _LOW, value >> 32))
                 places = places_32
-            if status is Status.NO_SUCH_VECTOR and quads[number] < _KVM_CALLS:
+            if status is Status.NO_SUCH_VECTOR and 0 < quads[number] < _KVM_CALLS:
                 quads[status_at] = _KVM_ENOSYS
                 return
             quads[status_at] = status
