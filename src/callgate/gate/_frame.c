@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* The usual way of a frame, compiled: what `Frame.look` and `Slot.run` do in frame.py and vectors.py,
- * step by step. All that is not usual goes to the same methods in Python.
+/* The usual way of a frame, compiled: what `PlainFrame.look` and `Slot.run` do in frame.py and
+ * vectors.py, step by step. All that is not usual goes to the same methods in Python.
  *
  * The GIL is held from the first look to the last store, but while the device's lock is waited for
  * and while the stub runs. So to other threads each step is one, as a bytecode is, and what
@@ -16,6 +16,7 @@ enum { FREE, READY, RUNNING, DONE };
 #define FLAG_INTERRUPT 2u
 #define FLAGS_DRIVERS  0xffffffu /* the count of results is the host's to write */
 #define FAULTED        (10ull << 32)
+#define TRIES          1000 /* looks at a frame whose driver keeps changing its mind */
 
 #define STATE(head)  ((uint32_t)(head))
 #define VECTOR(head) ((uint32_t)((head) >> 32))
@@ -41,7 +42,7 @@ typedef struct {
 	vectorcallfunc call;
 } Bell;
 
-/* The classes of vectors.py and target.py, and their attributes in __slots__ that a call touches. */
+/* The classes of vectors.py and target.py, and the attributes in __slots__ that a call touches. */
 static struct {
 	PyTypeObject *binding, *target, *slot, *table;
 } types;
@@ -77,7 +78,7 @@ static uint32_t *words(Frame *self)
 	return (uint32_t *)self->at;
 }
 
-/* --- one call ----------------------------------------------------------------------------------- */
+/* --- one call --------------------------------------------------------------------------------- */
 
 /* Call `method` of `object` without arguments, whether or not an exception is on its way. One that
  * it raises takes the other's place.
@@ -196,10 +197,11 @@ static uint64_t answer_other(Frame *self, uint32_t vector, uint32_t flags)
 /* Claim the frame if it is READY. 1 when it is, with its binding (a new reference) or NULL. */
 static int claim(Frame *self, uint64_t *head, PyObject **binding)
 {
+	unsigned int tries = 0;
 	PyObject *key;
 
 	for (;;) {
-		if (self->taken || !self->at)
+		if (self->taken || !self->at || tries++ == TRIES)
 			return 0;
 		self->taken = 1;
 		/* State and vector in one load: they were stored in one, or the vector before. */
@@ -239,7 +241,8 @@ static PyObject *frame_look(Frame *self, PyObject *const *arguments, Py_ssize_t 
 	target = binding ? get(binding, at.binding_target) : NULL;
 	if (PyErr_Occurred()) {
 		answer = FAULTED;
-	} else if (target && PyObject_TypeCheck(target, types.target) && get(binding, at.binding_quota) == Py_None &&
+	} else if (target && PyObject_TypeCheck(target, types.target) &&
+		   get(binding, at.binding_quota) == Py_None &&
 		   PyLong_AsLongLong(get(target, at.target_usual)) == flags) {
 		answer = answer_usual(self, binding, target, flags);
 	} else {
@@ -267,7 +270,8 @@ static PyObject *frame_look(Frame *self, PyObject *const *arguments, Py_ssize_t 
 	Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(frame_clear_doc, "Make it FREE, unless it is being answered. All else stays: who has just seen DONE reads on.");
+PyDoc_STRVAR(frame_clear_doc, "Make it FREE, unless it is being answered. All else stays: who has just "
+			      "seen DONE reads on.");
 
 static PyObject *frame_clear(Frame *self, PyObject *unused)
 {
@@ -277,7 +281,7 @@ static PyObject *frame_clear(Frame *self, PyObject *unused)
 	Py_RETURN_NONE;
 }
 
-/* --- doorbells ---------------------------------------------------------------------------------- */
+/* --- doorbells -------------------------------------------------------------------------------- */
 
 /* A write to the doorbell: (offset, size, value). */
 static PyObject *bell_call(PyObject *callable, PyObject *const *arguments, size_t count,
@@ -367,7 +371,8 @@ static PyMemberDef bell_members[] = {
 };
 
 static PyType_Slot bell_slots[] = {
-	{ Py_tp_doc, "Bell(frames, otherwise): writes of a frame's index ring for it; otherwise(...) takes all others." },
+	{ Py_tp_doc, "Bell(frames, otherwise): a write of a frame's index rings for it; otherwise(...) "
+		     "takes all others." },
 	{ Py_tp_init, bell_init },
 	{ Py_tp_new, bell_new },
 	{ Py_tp_dealloc, bell_dealloc },
@@ -385,9 +390,10 @@ static PyType_Spec bell_spec = {
 	.slots = bell_slots,
 };
 
-/* --- watching ----------------------------------------------------------------------------------- */
+/* --- watching --------------------------------------------------------------------------------- */
 
-PyDoc_STRVAR(watch_doc, "watch(frames, rounds): look at all frames so often, and answer those that are READY; whether one was.");
+PyDoc_STRVAR(watch_doc, "watch(frames, rounds): look at all frames so often, and answer those that are "
+			"READY; whether one was.");
 
 static PyObject *watch(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
 {
@@ -429,7 +435,7 @@ static PyObject *watch(PyObject *module, PyObject *const *arguments, Py_ssize_t 
 	return PyBool_FromLong(found);
 }
 
-/* --- frames: the class ---------------------------------------------------------------------------------- */
+/* --- frames: the class ------------------------------------------------------------------------ */
 
 static int frame_init(Frame *self, PyObject *arguments, PyObject *keywords)
 {
@@ -538,7 +544,7 @@ static PyType_Spec frame_spec = {
 	.slots = frame_slots,
 };
 
-/* --- the module --------------------------------------------------------------------------------- */
+/* --- the module ------------------------------------------------------------------------------- */
 
 /* A class of a module; NULL with an exception. */
 static PyTypeObject *find_class(PyObject *module, const char *name)

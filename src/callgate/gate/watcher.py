@@ -28,7 +28,8 @@ LINGER = 0.005
 _SETTLE = 0.001
 """Seconds after which a store that another thread made can be seen, barrier or not."""
 _IDLE_LOOKS = 4
-_ROUNDS = 64
+_LOOKS = 512
+"""At frames, before other threads' turn comes."""
 
 
 class Watcher:
@@ -46,6 +47,7 @@ class Watcher:
         """Seconds until the look for drivers without a barrier; 0, and there is none."""
         self._wake = threading.Event()
         self._closed = False
+        self._rounds = max(1, _LOOKS // gate.frame_count)
         gate.watched_by(self._wake.set)
         self._thread = threading.Thread(
             target=self._run, name=f"callgate watcher of {gate.device}", daemon=True
@@ -90,7 +92,7 @@ class Watcher:
             if self._wake.is_set():  # Perhaps by a driver that accepted `polled` just now.
                 self._wake.clear()
                 self._announce()
-            if self._look(_ROUNDS):
+            if self._look(self._rounds):
                 last = time.monotonic()
                 idle = 0
                 continue

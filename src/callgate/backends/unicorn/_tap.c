@@ -145,7 +145,8 @@ static PyMemberDef tap_members[] = {
 };
 
 static PyType_Slot tap_slots[] = {
-	{ Py_tp_doc, "Tap(write, base, rest, dropped, fail): a callback of the library, for as long as it lives." },
+	{ Py_tp_doc, "Tap(write, base, rest, dropped, fail): a callback of the library, for as long as "
+		     "it lives." },
 	{ Py_tp_init, tap_init },
 	{ Py_tp_new, PyType_GenericNew },
 	{ Py_tp_dealloc, tap_dealloc },
